@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tfl_rewrite.interpreter import forks
-from tfl_rewrite.interpreter.forks import Process
+from tfl_rewrite.interpreter.forks import Forking, Process, prepare
 from tfl_rewrite.interpreter.process import Walls, environment
 
 pytestmark = [
@@ -39,8 +39,12 @@ def _none_before() -> Iterator[None]:
     forks._close_all()
 
 
+def kind(*modules: str) -> Forking:
+    return Forking(python=sys.executable, modules=modules, environment=environment())
+
+
 class Made:
-    """A process, and questions to it."""
+    """A process, and questions to it; started anew without modules."""
 
     def __init__(
         self, folder: Path, *modules: str, command: str = "", inherited: tuple[int, ...] = ()
@@ -57,11 +61,10 @@ class Made:
                 environment=environment(scratch),
                 folder=scratch,
                 inherited=inherited,
-                forked=walls.forked(sys.executable, modules, script),
+                forked=walls.forked(kind(*modules), script) if modules else None,
             )
 
     def ask(self, text: str) -> object:
-        self.process.settle()
         self.process.stdin.write(text.encode() + b"\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -114,7 +117,6 @@ def test_it_is_as_if_it_were_started(tmp_path: Path) -> None:
             "os.getsid(0) == os.getpid() == os.getpgid(0)",
             "{key: value for key, value in os.environ.items() if key not in ('HOME', 'TMPDIR')}",
             "os.getcwd() == os.environ['HOME'] == os.environ['TMPDIR']",
-            "sys.path",
             "__import__('resource').getrlimit(0)",
             "str(__import__('signal').getsignal(2))",
             "open('/proc/self/status').read().count('NoNewPrivs:\\t1')",
@@ -124,7 +126,7 @@ def test_it_is_as_if_it_were_started(tmp_path: Path) -> None:
         assert len(forked.ask("os.listdir('/proc/self/fd')")) == 5  # type: ignore[arg-type]
         assert forked.ask("open('mine', 'w').write('x')") == 1
         for made in (anew, forked):
-            made.process.kill()
+            made.process.kill_group()
             assert made.process.wait(20.0) == -signal.SIGKILL
 
 
@@ -139,8 +141,12 @@ def test_what_cannot_be_forked_is_started(
     made = Made(tmp_path, module)
     assert made.ask("os.getppid()") == os.getpid()
     assert made.end() == 7
-    with pytest.raises(OSError, match="No such file"):
-        Made(tmp_path, module, command=str(tmp_path / "missing")).process.settle()
+    counts = []
+    for _ in range(2):
+        with pytest.raises(OSError, match="No such file"):
+            Made(tmp_path, module, command=str(tmp_path / "missing"))
+        counts.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert counts[0] == counts[1]
 
 
 def test_another_environment_is_another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,13 +179,114 @@ def test_no_server_outlives_who_started_it(fixtures: Path, ending: str) -> None:
     code = (
         "import sys, tfl_rewrite; from pathlib import Path; from tfl_rewrite.interpreter import forks\n"
         "path = Path(sys.argv[1]); assert tfl_rewrite.verify(path, path).passed\n"
-        "print(*(server._process.pid for server in forks._servers.values()), flush=True)\n"
+        "print(*(server.pid for server in forks._servers.values()), flush=True)\n"
     )
     words = [sys.executable, "-c", code + ending, str(fixtures / "dense.tflite")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     (pid,) = map(int, done.stdout.split())
     wait_for_end(pid)
     assert not is_there(pid) and done.stderr == ""
+
+
+def test_descriptors_come_under_their_numbers(tmp_path: Path) -> None:
+    """Whatever the numbers under which they arrive, which are small ones."""
+    held, spare = [], os.open(os.devnull, os.O_RDONLY)
+    try:
+        while len(held) < 2 or held[-1] < 20:
+            held.append(os.open(tmp_path / str(len(held)), os.O_CREAT | os.O_RDWR))
+        for number in held:
+            os.pwrite(number, str(number).encode(), 0)
+        for given in [(number,) for number in held] + [(held[0], held[-1]), (held[-1], held[0]), tuple(held)]:
+            made = Made(tmp_path, "decimal", inherited=given)
+            assert made.ask(f"[os.pread(number, 9, 0).decode() for number in {given}]") == list(
+                map(str, given)
+            )
+            assert made.end() == 7
+    finally:
+        for number in [*held, spare]:
+            os.close(number)
+
+
+def test_a_module_that_loads_too_slowly_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_of_mine.py").write_text("import time\ntime.sleep(1.5)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(forks, "START_SECONDS", 0.3)
+    server = prepare(kind("slow_of_mine"))
+    assert server is not None
+    made = Made(tmp_path, "slow_of_mine")
+    # No second process reads what this one is asked.
+    wait_for_end(server.pid)
+    assert made.ask("os.getppid()") == os.getpid() and made.end() == 7
+    # It is not tried again.
+    assert prepare(kind("slow_of_mine")) is None
+
+
+@pytest.mark.parametrize("when", ["always", "later"])
+def test_where_nothing_tells_of_its_end_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    forks._can_fork.cache_clear()
+    if when == "later":
+        assert forks._can_fork()
+
+    def refused(pid: int, flags: int = 0) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pidfd_open", refused)
+        made = Made(tmp_path, "decimal")
+        assert made.ask("os.getppid()") == os.getpid() and made.end() == 7
+    for server in forks._servers.values():
+        # What was forked is gone, and waited for.
+        assert not Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
+    forks._can_fork.cache_clear()
+
+
+def test_who_ignores_the_end_of_children_is_told_it(fixtures: Path) -> None:
+    code = (
+        "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "import sys, tfl_rewrite; from pathlib import Path; from tfl_rewrite.interpreter import forks\n"
+        "path = Path(sys.argv[1]); first = tfl_rewrite.verify(path, path)\n"
+        "(one,) = forks._servers.values(); second = tfl_rewrite.verify(path, path)\n"
+        "print(first.passed, second.passed, one.has_ended)\n"
+    )
+    words = [sys.executable, "-c", code, str(fixtures / "dense.tflite")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("True True False\n", "")
+
+
+def test_what_a_process_would_inherit_tells_servers_apart() -> None:
+    resource = pytest.importorskip("resource")
+    before, (soft, hard) = kind("decimal").key(), resource.getrlimit(resource.RLIMIT_CORE)
+    assert before == kind("decimal").key() != kind("json").key()
+    resource.setrlimit(resource.RLIMIT_CORE, (0 if soft else min(1 << 20, hard) if hard > 0 else 0, hard))
+    try:
+        changed = resource.getrlimit(resource.RLIMIT_CORE) != (soft, hard)
+        assert (kind("decimal").key() != before) is changed
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+def test_no_server_lives_on_in_a_fork_of_the_user(tmp_path: Path) -> None:
+    """It ends with who started it, though a copy of that one goes on."""
+    code = (
+        "import os, sys, time; from tfl_rewrite.interpreter import forks\n"
+        "from tfl_rewrite.interpreter.process import environment\n"
+        "one = forks.Forking(python=sys.executable, modules=('decimal',), environment=environment())\n"
+        "server = forks.prepare(one)\n"
+        "child = os.fork()\n"
+        "if not child: time.sleep(60)\n"
+        "print(server.pid, child, flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert done.stdout is not None
+    server, child = map(int, done.stdout.readline().split())
+    try:
+        wait_for_end(server)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        done.wait()
+        done.stdout.close()
 
 
 def test_a_fork_of_the_user_has_its_own(tmp_path: Path) -> None:

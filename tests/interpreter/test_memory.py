@@ -67,7 +67,7 @@ def test_two_that_fit_one_after_the_other_are_run_so(tmp_path, runtime):
 
 def test_watch_sees_no_process_that_is_gone():
     watch = MemoryWatch(100)
-    watch.add(2**22 + 1)
+    watch.add(2**22 + 1, lambda: None)
     assert watch.ended(2**22 + 1) is None
 
 

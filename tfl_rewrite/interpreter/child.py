@@ -537,7 +537,7 @@ class Service:
         try:
             ctypes.CDLL(None).mallopt(M_PERTURB, byte)
         except (OSError, AttributeError):
-            # Not glibc. Another process has other memory anyway.
+            # Not glibc. A process that is started anew has other memory anyway.
             pass
         self._poisoned = byte
 

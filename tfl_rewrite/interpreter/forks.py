@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import select
@@ -15,7 +16,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -28,18 +29,36 @@ _MOST = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forking:
+    """What a process that forks is: which Python, what it imports, and what it finds in its environment."""
+
+    python: str
+    modules: tuple[str, ...]
+    environment: Mapping[str, str]
+
+    def key(self) -> Hashable:
+        """Tells it from others: with what else a process that is started now would inherit."""
+        import resource
+
+        limits = (getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_"))
+        return (
+            *(self.python, self.modules, tuple(sorted(self.environment.items()))),
+            *(os.getresuid(), os.getresgid(), tuple(os.getgroups()), frozenset(os.sched_getaffinity(0))),
+            tuple(map(resource.getrlimit, limits)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forked:
     """How a process is forked.
 
     Attributes:
-        python, environment, modules: Of the process that forks: what it runs, finds and imports.
+        server: What it is a copy of.
         walls: See ``sandbox.py``.
         script, arguments: What runs behind them.
     """
 
-    python: str
-    environment: Mapping[str, str]
-    modules: tuple[str, ...]
+    server: Forking
     walls: Mapping[str, Any]
     script: str
     arguments: tuple[str, ...]
@@ -53,96 +72,90 @@ class Server:
     """A process that forks.
 
     Args:
-        python: The Python that it is.
-        modules: That it imports.
-        environment: That it has.
+        kind: Which.
 
     Attributes:
-        owner: The process that started it.
         living: How many of its forks have not been waited for.
-        is_silent: Whether it did not answer.
+        has_ended: Whether it can fork no more.
+        has_forked: Whether it ever did.
 
     Raises:
         OSError: It cannot be started.
     """
 
-    def __init__(self, python: str, modules: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.owner = os.getpid()
+    def __init__(self, kind: Forking) -> None:
         self.living = 0
-        self.is_silent = False
-        self._numbers = 0
-        self._answers: dict[int, dict[str, Any]] = {}
-        self._asking, self._hearing = threading.Lock(), threading.Lock()
+        self.has_ended = self.has_forked = False
+        self._turn = threading.Lock()
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [python, str(_SCRIPT), *modules],
+                [kind.python, str(_SCRIPT), *kind.modules],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=dict(environment),
+                env=dict(kind.environment),
                 cwd="/",
                 start_new_session=True,
             )
         # A runtime that does not load is for those to tell who are started anew.
         self._control.settimeout(START_SECONDS)
-        self._heard = self._control.makefile("rb")
+        self._answers = self._control.makefile("rb")
 
-    def ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> int:
-        """Sends a request; returns the number under which its answer is asked for.
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    def ask(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> int:
+        """Sends a request and waits for its answer; see ``forkserver.py``.
 
         Raises:
-            Unable: It has ended.
+            Unable: It has ended, or it could not be done.
         """
-        with self._asking:
-            self._numbers += 1
-            data = json.dumps({**request, "number": self._numbers}).encode() + b"\n"
+        data = json.dumps(request).encode() + b"\n"
+        with self._turn:
             try:
                 sent = socket.send_fds(self._control, [data], list(descriptors)) if descriptors else 0
                 self._control.sendall(data[sent:])
-            except OSError:
-                raise Unable from None
-            return self._numbers
+                answer = json.loads(self._answers.readline())
+            except BaseException as error:
+                # Whoever asks next would read what is left of this, and a process forked late would meet
+                # one that was started anew.
+                self.end()
+                if isinstance(error, (OSError, ValueError)):
+                    raise Unable from None
+                raise
+        if not answer:
+            raise Unable
+        (value,) = answer.values()
+        return int(value)
 
-    def answer(self, number: int) -> dict[str, Any]:
-        """Waits for an answer.
-
-        Raises:
-            Unable: It has ended.
-        """
-        with self._hearing:
-            while number not in self._answers:
-                try:
-                    line = self._heard.readline()
-                except OSError:
-                    line = b""
-                if not line.endswith(b"\n"):
-                    self.is_silent = True
-                    raise Unable
-                answer = json.loads(line)
-                self._answers[answer["number"]] = answer
-            return self._answers.pop(number)
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it can fork no more."""
-        return self.is_silent or self._process.poll() is not None
-
-    def close(self) -> None:
+    def end(self) -> None:
         """Ends it, and what it forked."""
-        if self.owner != os.getpid():
-            # A fork of this process does not end what is not its own.
-            return
-        # What reads it reads its end.
+        self.has_ended = True
+        # Where this process has given up the right to send signals, the end of what it reads is left.
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
-        self._process.kill()
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def close(self) -> None:
+        """Ends it, and gives its descriptors back."""
+        self.end()
         self._process.wait()
-        self._heard.close()
-        self._control.close()
+        self.leave()
+
+    def leave(self) -> None:
+        """Gives the descriptors back alone: in a fork of the user, whose it is not."""
+        with contextlib.suppress(OSError):
+            self._answers.close()
+            self._control.close()
 
 
-_servers: dict[tuple[Any, ...], Server] = {}
+_servers: dict[Hashable, Server] = {}
+_useless: set[Hashable] = set()
+"""Kinds that have never forked: they have threads, or cannot be imported."""
 _lock = threading.Lock()
 
 
@@ -152,18 +165,49 @@ def _close_all() -> None:
         _servers.popitem()[1].close()
 
 
-def _server(python: str, modules: tuple[str, ...], environment: Mapping[str, str]) -> Server:
-    """Returns a server of a kind, a new one if need be."""
-    key = os.getpid(), python, modules, tuple(sorted(environment.items()))
+def _leave_all() -> None:
+    global _lock
+    _lock = threading.Lock()
+    while _servers:
+        _servers.popitem()[1].leave()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all)
+
+
+@functools.cache
+def _can_fork() -> bool:
+    """Whether the system tells of the end of processes that are not its caller's children."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        return hasattr(socket, "send_fds") and Path("/proc/self/task").is_dir()
+    except (AttributeError, OSError):
+        return False
+
+
+def prepare(kind: Forking) -> Server | None:
+    """Starts a server of a kind, unless there is one; does not wait until it has loaded.
+
+    Returns:
+        It, or None where processes have to be started anew.
+    """
+    if not _can_fork():
+        return None
+    key = kind.key()
     with _lock:
-        for other in list(_servers):
-            server = _servers[other]
-            spare = other != key and not server.living and len(_servers) >= _MOST
-            if server.owner != os.getpid() or server.has_ended or spare:
+        for other, server in list(_servers.items()):
+            if server.has_ended and not server.has_forked:
+                _useless.add(other)
+            if server.has_ended or (other != key and not server.living and len(_servers) >= _MOST):
                 _servers.pop(other).close()
+        if key in _useless:
+            return None
         if key not in _servers:
-            _servers[key] = Server(python, modules, environment)
-        _servers[key].living += 1
+            try:
+                _servers[key] = Server(kind)
+            except OSError:
+                return None
         return _servers[key]
 
 
@@ -179,6 +223,7 @@ class Process:
         forked: How it is forked; None to start it anew.
 
     Attributes:
+        pid: Its number, and that of its group.
         stdin, stdout: The ends of its pipes.
         returncode: As that of ``Popen``.
 
@@ -197,97 +242,68 @@ class Process:
         forked: Forked | None,
     ) -> None:
         self.returncode: int | None = None
-        self._command, self._environment = list(command), dict(environment)
-        self._folder, self._inherited = folder, tuple(inherited)
+        self._command = list(command)
         self._anew: subprocess.Popen[bytes] | None = None
-        self._server: Server | None = None
-        self._pid = self._pidfd = -1
-        self._settling = threading.RLock()
-        read, write = os.pipe(), os.pipe()
-        self.stdin: IO[bytes] = os.fdopen(read[1], "wb")
-        self.stdout: IO[bytes] = os.fdopen(write[0], "rb")
-        # Open here until it has them.
-        self._given: tuple[int, ...] = (read[0], write[1], os.dup(stderr.fileno()))
-        try:
-            self._number = self._fork(forked)
-        except (OSError, Unable):
-            self._start_anew()
+        self._reaping = threading.Lock()
+        with contextlib.ExitStack() as given, contextlib.ExitStack() as kept:
+            ends = []
+            for theirs in (0, 1):
+                pipe = os.pipe()
+                given.callback(os.close, pipe[theirs])
+                kept.callback(os.close, pipe[1 - theirs])
+                ends.append(pipe)
+            streams = (ends[0][0], ends[1][1], stderr.fileno())
+            try:
+                self._fork(forked, streams, environment, inherited)
+            except (OSError, Unable):
+                self._anew = subprocess.Popen(
+                    self._command,
+                    stdin=streams[0],
+                    stdout=streams[1],
+                    stderr=streams[2],
+                    env=dict(environment),
+                    cwd=folder,
+                    start_new_session=True,
+                    pass_fds=tuple(inherited),
+                )
+                self.pid = self._anew.pid
+            kept.pop_all()
+        self.stdin: IO[bytes] = os.fdopen(ends[0][1], "wb")
+        self.stdout: IO[bytes] = os.fdopen(ends[1][0], "rb")
 
-    def _fork(self, forked: Forked | None) -> int:
-        """Asks a server; what it says is read by `settle`, so that it may load meanwhile."""
-        if forked is None or not hasattr(os, "pidfd_open") or not hasattr(socket, "send_fds"):
+    def _fork(
+        self,
+        forked: Forked | None,
+        streams: Sequence[int],
+        environment: Mapping[str, str],
+        inherited: Sequence[int],
+    ) -> None:
+        """Has it forked."""
+        server = None if forked is None else prepare(forked.server)
+        if forked is None or server is None:
             raise Unable
-        self._server = _server(forked.python, forked.modules, forked.environment)
         request = {
-            # The thread that forks it lives as long as the server.
-            "walls": {**forked.walls, "dies": True},
+            "walls": forked.walls,
             "script": forked.script,
             "arguments": forked.arguments,
-            "environment": self._environment,
-            "descriptors": [0, 1, 2, *self._inherited],
+            "environment": dict(environment),
+            "descriptors": [0, 1, 2, *inherited],
         }
-        return self._server.ask(request, [*self._given, *self._inherited])
-
-    def _start_anew(self) -> None:
-        """Starts it without a server."""
-        self._let_go()
-        stdin, stdout, stderr = self._given
+        with _lock:
+            server.living += 1
         try:
-            self._anew = subprocess.Popen(
-                self._command,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                env=self._environment,
-                cwd=self._folder,
-                start_new_session=True,
-                pass_fds=self._inherited,
-            )
-        except BaseException:
-            self.stdin.close()
-            self.stdout.close()
-            raise
-        finally:
-            self._close_given()
-        self._pid = self._anew.pid
-
-    def _close_given(self) -> None:
-        for descriptor in self._given:
-            os.close(descriptor)
-        self._given = ()
-
-    def _let_go(self) -> None:
-        if self._server is not None:
-            with _lock:
-                self._server.living -= 1
-            self._server = None
-
-    def settle(self) -> None:
-        """Waits until it has started.
-
-        Raises:
-            OSError: It cannot be started.
-        """
-        with self._settling:
-            if self._pid >= 0:
-                return
-            assert self._server is not None
+            pid = server.ask(request, [*streams, *inherited])
             try:
-                self._pid = self._server.answer(self._number)["pid"]
-                self._pidfd = os.pidfd_open(self._pid)
-            except (Unable, KeyError, OSError):
-                if self._pid >= 0:
-                    # Where the system cannot tell of its end, nobody waits for it.
-                    os.kill(self._pid, signal.SIGKILL)
-                self._start_anew()
-            else:
-                self._close_given()
-
-    @property
-    def pid(self) -> int:
-        """Number of the process."""
-        self.settle()
-        return self._pid
+                self._pidfd = os.pidfd_open(pid)
+            except BaseException:
+                server.ask({"drop": pid})
+                raise
+        except BaseException:
+            with _lock:
+                server.living -= 1
+            raise
+        server.has_forked = True
+        self._server, self.pid = server, pid
 
     def poll(self) -> int | None:
         """Returns the exit code; None while it runs."""
@@ -304,36 +320,39 @@ class Process:
             raise subprocess.TimeoutExpired(self._command, timeout or 0.0)
         return code
 
-    def kill(self) -> None:
-        """Ends it."""
-        self.settle()
-        if self._anew is not None:
-            self._anew.kill()
-        elif self.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+    def kill_group(self) -> None:
+        """Ends it and what it started, unless it has ended: its number may be somebody else's then."""
+        with self._reaping:
+            if self.returncode is None and (self._anew is not None or not self._is_over(0.0)):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.pid, signal.SIGKILL)
+                # It may have left its group, where nothing keeps it from that.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(self.pid, signal.SIGKILL)
 
     def _ended(self, timeout: float | None) -> int | None:
-        self.settle()
         if self._anew is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.returncode = self._anew.wait(timeout) if timeout != 0.0 else self._anew.poll()
             return self.returncode
-        with self._settling:
-            if self.returncode is None and self._has_ended(timeout):
-                assert self._server is not None
-                try:
-                    number = self._server.ask({"reap": self._pid})
-                    self.returncode = os.waitstatus_to_exitcode(self._server.answer(number)["status"])
-                except Unable:
-                    # With the server all ended that it forked.
-                    self.returncode = -signal.SIGKILL
-                os.close(self._pidfd)
-                self._let_go()
+        if self.returncode is None and self._is_over(timeout):
+            with self._reaping:
+                if self.returncode is None:
+                    self._reap()
         return self.returncode
 
-    def _has_ended(self, timeout: float | None) -> bool:
+    def _is_over(self, timeout: float | None) -> bool:
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
         # More than this the system does not take.
         return bool(poller.poll(None if timeout is None else min(timeout * 1000, 2**31 - 1)))
+
+    def _reap(self) -> None:
+        try:
+            self.returncode = os.waitstatus_to_exitcode(self._server.ask({"reap": self.pid}))
+        except Unable:
+            # With the server all ended that it forked.
+            self.returncode = -signal.SIGKILL
+        os.close(self._pidfd)
+        with _lock:
+            self._server.living -= 1

@@ -1,19 +1,24 @@
 """A process that has loaded a runtime, and is copied for each model instead of loading it again.
 
 A script, started by path: ``forkserver.py MODULE...``, with a socket as its standard input. It imports the
-modules, then forks for each request that comes through the socket; the copy enters the sandbox before it
-hears of a model, as a process does that was started anew (``sandbox.py``). This process never sees a model:
-what it gets are descriptors, and a description of the walls. It ends, and all copies with it, once the other
-end of the socket is closed.
+modules, then answers the requests that come through the socket, one after the other, in lines of JSON. For
+``walls`` it forks, and the copy enters the sandbox before it hears of a model, as a process does that was
+started anew (``sandbox.py``). This process never sees a model: what it gets are descriptors, and what the
+walls are. It ends, and all copies with it, once the other end of the socket is closed.
 
-Requests and answers are lines of JSON; descriptors come with the first byte of a request. A request has
-``number`` and either ``reap``, a process that has ended and is to be waited for, or what a copy needs:
-``walls``, ``script``, ``arguments``, ``environment``, and ``descriptors``, under which numbers it finds those
-that came with it. Answers have ``number`` and ``pid`` or ``status``, as ``waitpid`` gives it.
+A request has one of
+
+* ``walls``, with ``script``, ``arguments``, ``environment``, and ``descriptors``: under which numbers the
+  copy finds those that came with the first byte of the request; the answer has ``pid``;
+* ``reap``: a copy that has ended and is to be waited for; the answer has ``status``, as ``waitpid`` gives it;
+* ``drop``: a copy to be ended, too; likewise.
+
+An answer with none of these says that it could not be done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -22,6 +27,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +36,21 @@ MOST_DESCRIPTORS = 250
 _CHUNK = 1 << 16
 
 
-class _Requests:
-    """Lines from the socket, each with its descriptors."""
-
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
-        self._data = b""
-        self._descriptors: list[int] = []
-
-    def next(self) -> tuple[dict[str, Any], list[int]] | None:
-        """Waits for a request; None once there are no more."""
-        while b"\n" not in self._data:
-            data, descriptors, _, _ = socket.recv_fds(self._control, _CHUNK, MOST_DESCRIPTORS)
-            if not data:
-                return None
-            self._data += data
-            self._descriptors += descriptors
-        line, _, self._data = self._data.partition(b"\n")
-        request = json.loads(line)
-        count = len(request.get("descriptors", ()))
-        mine, self._descriptors = self._descriptors[:count], self._descriptors[count:]
-        return request, mine
+def _requests(control: socket.socket) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Yields requests, each with its descriptors."""
+    data, held = b"", list[int]()
+    while True:
+        while b"\n" not in data:
+            more, descriptors, _, _ = socket.recv_fds(control, _CHUNK, MOST_DESCRIPTORS)
+            if not more:
+                return
+            data += more
+            held += descriptors
+        line, _, data = data.partition(b"\n")
+        yield json.loads(line), held
+        for descriptor in held:
+            os.close(descriptor)
+        held = []
 
 
 def _load(name: str) -> Any:
@@ -64,7 +64,7 @@ def _load(name: str) -> Any:
     return module
 
 
-def _become(request: dict[str, Any], descriptors: list[int], sandbox: Any) -> None:
+def _become(request: dict[str, Any], descriptors: list[int], sandbox: Any, server: int) -> None:
     """Makes this copy what was asked for; does not return."""
     code = 1
     try:
@@ -72,26 +72,30 @@ def _become(request: dict[str, Any], descriptors: list[int], sandbox: Any) -> No
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # Out of the way of the numbers that they are to have.
         wanted = request["descriptors"]
-        above = max(wanted) + 1
+        above = max(*wanted, *descriptors) + 1
         moved = [os.dup2(item, above + place) for place, item in enumerate(descriptors)]
-        for item, number in zip(moved, wanted, strict=False):
+        for item, number in zip(moved, wanted, strict=True):
             os.dup2(item, number)
-        kept = sorted({0, 1, 2, *wanted})
-        for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=False):
-            os.closerange(low + 1, high)
+        for number in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+            if number not in wanted:
+                # The one of the list itself is closed by now.
+                with contextlib.suppress(OSError):
+                    os.close(number)
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["walls"]["scratch"])
-        walls = sandbox.enter(request["walls"])
-        sandbox.load(request["script"]).main(walls, *request["arguments"])
-        code = 0
+        # The thread that forked it lives as long as the server.
+        walls = sandbox.enter({**request["walls"], "dies": True})
+        if os.getppid() == server:
+            sandbox.load(request["script"]).main(walls, *request["arguments"])
+            code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
         os._exit(code)
 
 
@@ -102,24 +106,26 @@ def main(modules: list[str]) -> None:
     for number in (0, 1, 2):
         os.dup2(nothing, number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ignored, as some start programs, it would leave nobody to wait for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sandbox = _load("sandbox")
     for module in modules:
         importlib.import_module(module)
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    requests = _Requests(control)
-    while (found := requests.next()) is not None:
-        request, descriptors = found
-        answer: dict[str, Any] = {"number": request["number"]}
-        if "reap" in request:
-            answer["status"] = os.waitpid(request["reap"], 0)[1]
-        elif threads == 1:
-            # Others would be missing in a copy.
-            answer["pid"] = os.fork()
-            if not answer["pid"]:
-                control.close()
-                _become(request, descriptors, sandbox)
-        for item in descriptors:
-            os.close(item)
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
+        # The other threads would be missing in a copy.
+        return
+    own = os.getpid()
+    for request, descriptors in _requests(control):
+        answer = {}
+        with contextlib.suppress(OSError):
+            if "walls" in request:
+                answer["pid"] = os.fork()
+                if not answer["pid"]:
+                    _become(request, descriptors, sandbox, own)
+            else:
+                if "drop" in request:
+                    os.kill(request["drop"], signal.SIGKILL)
+                answer["status"] = os.waitpid(request.get("drop") or request["reap"], 0)[1]
         control.sendall(json.dumps(answer).encode() + b"\n")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SHARE_OF_MACHINE = 0.8
@@ -58,19 +58,19 @@ class MemoryWatch:
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self._lock = threading.Lock()
-        self._watched: set[int] = set()
+        self._watched: dict[int, Callable[[], None]] = {}
         self._folders: dict[int, Path] = {}
         self._ended: dict[int, bool] = {}
         self._overflowed: set[int] = set()
         self._in_memory: dict[int, int] = {}
         self._running = False
 
-    def add(self, pid: int, scratch: Path | None = None) -> None:
-        """Begins to watch a process, which must lead a group of its own, and its folder."""
+    def add(self, pid: int, kill: Callable[[], None], scratch: Path | None = None) -> None:
+        """Begins to watch a process, which is ended so, and its folder."""
         if (self.limit is None and scratch is None) or _held(pid) is None:
             return
         with self._lock:
-            self._watched.add(pid)
+            self._watched[pid] = kill
             if scratch is not None:
                 self._folders[pid] = scratch
             self._ended.pop(pid, None)
@@ -84,7 +84,7 @@ class MemoryWatch:
     def remove(self, pid: int) -> None:
         """Forgets a process; must come before it is waited for, since its number is free then."""
         with self._lock:
-            self._watched.discard(pid)
+            self._watched.pop(pid, None)
             self._folders.pop(pid, None)
             self._in_memory.pop(pid, None)
 
@@ -127,13 +127,10 @@ class MemoryWatch:
             self._end(largest)
 
     def _end(self, pid: int) -> None:
-        self._watched.discard(pid)
+        kill = self._watched.pop(pid)
         self._folders.pop(pid, None)
         self._in_memory.pop(pid, None)
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
+        kill()
 
 
 _HELD = re.compile(rb"^RssAnon:\s*(\d+) kB$.*^RssShmem:\s*(\d+) kB$", re.MULTILINE | re.DOTALL)

@@ -29,7 +29,7 @@ import numpy as np
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import RUNTIMES
-from tfl_rewrite.interpreter.forks import Forked, Process
+from tfl_rewrite.interpreter.forks import Forked, Forking, Process
 from tfl_rewrite.interpreter.interface import printable
 from tfl_rewrite.interpreter.memory import MemoryWatch
 
@@ -112,11 +112,14 @@ class RuntimeChoice:
             raise UsageError("not an executable file", file=path, remedy="name a Python with an interpreter")
         return cls(python=found, wanted=wanted, given=runtime)
 
-    @property
-    def preload(self) -> tuple[str, ...]:
-        """What a process may import once and be forked for each model; nothing of a foreign Python's."""
+    def forking(self) -> Forking | None:
+        """What may load it once and be forked for each model; nothing for a foreign Python."""
         row = RUNTIMES.get(self.given)
-        return (row.module,) if row is not None and row.forks and self.wanted == self.given else ()
+        if row is None or not row.forks or self.wanted != self.given:
+            return None
+        return Forking(
+            python=str(Path(self.python).absolute()), modules=(row.module,), environment=environment()
+        )
 
     @property
     def remedy(self) -> str:
@@ -168,18 +171,11 @@ class Walls:
         own = str(Path(python).absolute())
         return [own, str(_SANDBOX), json.dumps(self.rules), str(script), *arguments]
 
-    def forked(self, python: str, modules: tuple[str, ...], script: Path, *arguments: str) -> Forked | None:
-        """How to fork the same from a process that has imported some modules; None without any."""
-        if not modules:
+    def forked(self, server: Forking | None, script: Path, *arguments: str) -> Forked | None:
+        """How to fork the same; None where there is nothing to fork it from."""
+        if server is None:
             return None
-        return Forked(
-            python=str(Path(python).absolute()),
-            environment=environment(),
-            modules=modules,
-            walls=self.rules,
-            script=str(script),
-            arguments=arguments,
-        )
+        return Forked(server=server, walls=self.rules, script=str(script), arguments=arguments)
 
 
 def cpu_seconds(timeout: float) -> int:
@@ -263,7 +259,7 @@ class Child:
 
     def watch_memory(self) -> None:
         """Begins to watch its memory and its folder."""
-        self._watch.add(self.pid, self._scratch)
+        self._watch.add(self.pid, self._process.kill_group, self._scratch)
 
     def ask(self, request: dict[str, Any], folder: Path | None = None) -> None:
         """Sends a request. If the process has died meanwhile, the end of its messages says so.
@@ -287,10 +283,8 @@ class Child:
         ``unwritable`` that there is no room.
 
         Raises:
-            OSError: It cannot be started.
             TimeoutError: There was none in time.
         """
-        self._process.settle()
         return self._messages.take(seconds)
 
     def release(self, nbytes: int) -> None:
@@ -322,12 +316,7 @@ class Child:
         """Ends the process and whatever it started."""
         self._watch.remove(self.pid)
         self._messages.close()
-        # Once it has been waited for, its number may be somebody else's.
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            # It may have left its group, where nothing keeps it from that.
-            self._process.kill()
+        self._process.kill_group()
         self._process.wait()
         try:
             self._process.stdin.close()

@@ -20,7 +20,7 @@ from typing import Any
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import load_array
-from tfl_rewrite.interpreter.forks import START_SECONDS
+from tfl_rewrite.interpreter.forks import START_SECONDS, Forking, prepare
 from tfl_rewrite.interpreter.interface import Array, Interface, printable
 from tfl_rewrite.interpreter.memory import REFUSED, SCRATCH_NBYTES, MemoryWatch, amount
 from tfl_rewrite.interpreter.process import (
@@ -215,6 +215,7 @@ class Worker:
         self._walls: Walls | None = None
         self._unnamed: dict[Path, int] = {}
         self._starts = 0
+        self._forks = True
         self._child: Child | None = None
         self._greeted = False
         self._stderr_start = 0
@@ -254,9 +255,15 @@ class Worker:
 
         What is wrong with it, `begin` tells.
         """
-        if self._child is None:
+        if self._child is not None:
+            return
+        server = self._forking()
+        if server is None or prepare(server) is None:
             with contextlib.suppress(UsageError):
                 self._spawn()
+
+    def _forking(self) -> Forking | None:
+        return self.runtime.forking() if self._forks and not self._modules else None
 
     def begin(
         self,
@@ -426,9 +433,14 @@ class Worker:
             return False
         return True
 
-    def kill(self) -> None:
-        """Ends the process and whatever it started, and forgets what was begun."""
+    def kill(self, *, forks: bool = True) -> None:
+        """Ends the process and whatever it started, and forgets what was begun.
+
+        Args:
+            forks: Whether the next one may be a fork. Those of one process have the same layout of memory.
+        """
         self._execution = None
+        self._forks = forks
         self._end()
 
     def _end(self) -> None:
@@ -559,7 +571,6 @@ class Worker:
             cpu_seconds=CPU_REQUESTS * cpu_seconds(self._timeout),
         )
         arguments = (self.runtime.wanted, *self._modules)
-        modules = () if self._modules else self.runtime.preload
         try:
             child = self._child = Child(
                 walls.command(self.runtime.python, _SCRIPT, *arguments),
@@ -567,7 +578,7 @@ class Worker:
                 self._watch,
                 scratch=scratch,
                 inherited=self._unnamed.values(),
-                forked=walls.forked(self.runtime.python, modules, _SCRIPT, *arguments),
+                forked=walls.forked(self._forking(), _SCRIPT, *arguments),
             )
         except OSError as error:
             raise UsageError(
@@ -580,8 +591,6 @@ class Worker:
             hello = child.message(START_SECONDS)
         except TimeoutError:
             hello = {"missing": f"no answer within {START_SECONDS:g} s"}
-        except OSError as error:
-            hello = {"missing": f"it cannot be started: {error.strerror}"}
         if hello is not None and "hello" in hello:
             self.hello = hello
             self._greeted = True

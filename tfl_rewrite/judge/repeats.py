@@ -242,10 +242,13 @@ class Repeats:
         return {**request, "poison": POISON}
 
     def _anew(self, path: Path, ours: Execution | None = None) -> tuple[Execution, Tallies]:
-        """Runs all calls in a process that has done nothing else, with no other that is busy beside it."""
+        """Runs all calls in a process that has done nothing else, with no other that is busy beside it.
+
+        It is started anew, not forked: what depends on the layout of memory is to show.
+        """
         first, second = self._original.workers
         while True:
-            first.kill()
+            first.kill(forks=False)
             tallying = Tallying(self._original.reference, ours)
             execution = self._run(self._request(path), tallying.take)
             if execution.failure is None or not execution.failure.crowded:
