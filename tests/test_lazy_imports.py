@@ -73,7 +73,7 @@ def test_rewriting_with_one_pass_loads_no_other_pass_and_no_judge(fixtures: Path
     passes = {name for name in own if name.startswith("passes.")}
     assert passes == {"passes.catalog", "passes.quantize_weights", "passes.simplify"}
     assert not {name for name in own if name.split(".")[0] in ROOMS_OF_OTHER_COMMANDS}
-    assert not own & {"judge.verdict", "editing.fusions", "search.shrink"}
+    assert not own & {"judge.verdict", "editing.layer_fusions", "search.shrink"}
     assert not names & {*SLOW, "rich", "shtab", *INTERPRETERS}
 
 

@@ -224,17 +224,3 @@ def test_what_is_known_of_the_largest_changes_no_integer(
                 largest=known,
             )
     assert found[0] == found[1]
-
-
-def test_an_error_is_measured_once_and_only_when_it_is_asked_for() -> None:
-    asked = []
-
-    def measure() -> Error:
-        asked.append(1)
-        return Error(4.0, 1.0)
-
-    error = symmetric.LaterError(measure)
-    assert not asked
-    assert error.snr == Error(4.0, 1.0).snr and error.noise == 1.0 and len(asked) == 1
-    with pytest.raises(AttributeError):
-        error.other  # noqa: B018

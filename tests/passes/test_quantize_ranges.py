@@ -226,7 +226,9 @@ def test_odd_ranges_make_a_file_that_loads_or_none(here: Path) -> None:
         for row in data["subgraphs"][0]:
             row[3:] = [-scale, scale]
         (here / "odd.json").write_text(json.dumps(data))
-        code = main([*QUANTIZE, "odd.tflite", "--ranges", "odd.json", "--holdout", "few.npz", *ONE_JUDGE])
+        # What one resolver reads, another one may refuse: all of them judge one of these.
+        judges = () if scale == 1e-30 else ONE_JUDGE
+        code = main([*QUANTIZE, "odd.tflite", "--ranges", "odd.json", "--holdout", "few.npz", *judges])
         assert code in (0, 3, 4), scale
         assert (here / "odd.tflite").exists() == (code == 0), scale
         (here / "odd.tflite").unlink(missing_ok=True)

@@ -18,7 +18,6 @@ import pytest
 from tfl_rewrite import (
     FileAccessError,
     FormatError,
-    InvariantError,
     Judging,
     Report,
     RewriteFailed,
@@ -30,6 +29,7 @@ from tfl_rewrite import (
     save,
 )
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
+from tfl_rewrite.errors import InvariantError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.blob import OwnedBlob

@@ -206,6 +206,7 @@ class Fitter(Observer[Known]):
         """Returns which weights to look at; notes of the others why not (nothing, where none does)."""
         places = places_of(model)
         jobs = []
+        nbytes = self._nbytes
         for item in items:
             key, products = _key(item), [product_of(use.operator, use.position) for use in item.uses]
             product = products[0] if products else None
@@ -217,10 +218,10 @@ class Fitter(Observer[Known]):
                 self.reasons[key] = "they are sparse, or are read in several shapes"
             elif _nbytes_of(product) > LARGEST_FACTOR_NBYTES:
                 self.reasons[key] = "they meet vectors too long to be looked at"
-            elif self._nbytes + _nbytes_of(product) > TOTAL_FACTOR_NBYTES:
+            elif nbytes + _nbytes_of(product) > TOTAL_FACTOR_NBYTES:
                 self.reasons[key] = "the model has too many weights to look at all"
             else:
-                self._nbytes += _nbytes_of(product)
+                nbytes += _nbytes_of(product)
                 jobs += [(key, Wanted(places[id(use.operator)], use.position, product)) for use in item.uses]
         return jobs
 
@@ -249,6 +250,7 @@ class Fitter(Observer[Known]):
             if key in sums and (not pending[key] or sum(item.nbytes for item in sums.values()) > _PENDING):
                 metric = Metric.of(sums.pop(key).covariance(centred=False))
                 self.found[key] = Known(wanted[position].product, metric.order, self.kept(metric.factor))
+                self._nbytes += _nbytes_of(wanted[position].product)
                 self.reasons.pop(key, None)
 
 

@@ -1,8 +1,8 @@
 """What changes of a model do to its outputs on real inputs: one at a time, and all its activations rounded.
 
-No file is written: a copy of the model rounds its activations by QUANTIZE and DEQUANTIZE, and weights stay as
-they are. The samples are dealt into parts; each part is run on grids that the others gave, so that all of
-them judge.
+For activations (`Trials`) no file is written: a copy of the model rounds them by QUANTIZE and DEQUANTIZE, and
+weights stay as they are. The samples are dealt into parts; each part is run on grids that the others gave, so
+that all of them judge. What single changes do (`Noises`) is measured on the calls of all inputs.
 """
 
 from __future__ import annotations

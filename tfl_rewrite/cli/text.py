@@ -128,9 +128,9 @@ def _write(made: Path, descriptor: int) -> None:
 
 LONGEST_ERROR = 4000
 LONGEST_WORD = 200
+"""Of what an error repeats; a hash, or a name in a folder of some depth, is shorter."""
 _LEAST_NAME = 24
 """Letters of a name that is cut to fit a terminal; fewer tell too little."""
-"""Of what an error repeats; a hash, or a name in a folder of some depth, is shorter."""
 
 _ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
 

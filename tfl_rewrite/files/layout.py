@@ -6,14 +6,15 @@ the file holds something that cannot be carried over.
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from tfl_rewrite.errors import UnsupportedError
-from tfl_rewrite.files.container import Container, ZipTail
+from tfl_rewrite.files.container import Container, ZipTail, find_zip
 from tfl_rewrite.flatbuf.record import Record, ScalarVector, Sink, Writable
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
@@ -22,16 +23,10 @@ from tfl_rewrite.work import Work
 
 # The writer is loaded when something is written: it takes longer to import than a small file to read.
 if TYPE_CHECKING:
-    from tfl_rewrite.flatbuf.writer import Packing, Plan
-import io
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from tfl_rewrite.files.container import find_zip
-
-# zipfile is loaded where there is a ZIP: with all that it can unpack it takes a while.
-if TYPE_CHECKING:
+    # zipfile is loaded where there is a ZIP: with all that it can unpack it takes a while.
     from zipfile import ZipFile, ZipInfo
+
+    from tfl_rewrite.flatbuf.writer import Packing, Plan
 
     Members = list[tuple[ZipInfo, bytes]]
 

@@ -96,27 +96,6 @@ class Error:
         return 10.0 * math.log10(self.signal / self.noise)
 
 
-class LaterError(Error):
-    """One that is measured when somebody asks for it.
-
-    Args:
-        measure: Called once, if at all.
-    """
-
-    __slots__ = ("_measure",)
-
-    def __init__(self, measure: Callable[[], Error]) -> None:
-        self._measure = measure
-
-    def __getattr__(self, name: str) -> Any:
-        # Python asks here for what is not set yet.
-        if name not in ("signal", "noise"):
-            raise AttributeError(name)
-        made = self._measure()
-        self.signal, self.noise = made.signal, made.noise
-        return getattr(made, name)
-
-
 def blocks(channels: Channels) -> Iterator[tuple[int, int, int, int]]:
     """Yields ``(start, rows, first channel, columns)`` of blocks in row-major order.
 

@@ -280,11 +280,6 @@ def _why(error: ValueError | RecursionError) -> str:
     return str(error) if isinstance(error, _NoJsonError) else "it holds a number of too many digits"
 
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 MOST_NBYTES = 32 << 20
 MOST_PARTS = 200
 """Of a key between dots; reading a key takes time that grows with their square."""
@@ -303,6 +298,12 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileAccessError: It cannot be read.
         UsageError: It is no TOML, or holds a number of more than 64 bits, or is too large or too deep.
     """
+    # Most programs read none.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         with open(path, "rb") as file:
             data = file.read(MOST_NBYTES + 1)

@@ -208,7 +208,7 @@ class Wiring:
         for stage in stages:
             place = find(ends, stage.tensor, "output")
             end = ends[place]
-            if not end.tensor.shape:
+            if not end.tensor.shape and not end.through:
                 end.tensor = shaped(end)
             like = as_float(end.tensor)
             first = between(end.tensor, like)

@@ -21,7 +21,7 @@ from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Objective
 from tfl_rewrite.search.search import Search, snr_of
 from tfl_rewrite.search.session import Session
-from tfl_rewrite.search.settle import ORDERED_TRIES, in_order, settle
+from tfl_rewrite.search.settle import EXACT_DB, ORDERED_TRIES, in_order, settle
 from tfl_rewrite.search.standing import Found, Standing
 from tfl_rewrite.search.trials import UNMADE, Rounding
 from tfl_rewrite.search.uniform import Uniform, uniform_files
@@ -38,7 +38,6 @@ _ESTIMATED = 1.05
 _MIXTURES = 6
 """Files between two of one encoding, at most."""
 _LEAST_NOISE, _LEAST_MISSING = 1e-12, 0.1
-_EXACT = 200.0
 _PLAIN, _FITTED = "one encoding for all weights", "one encoding, fitted to inputs"
 
 
@@ -137,7 +136,7 @@ class Anytime:
         item.refused[rounding] = self.standing.offer(made)
         missing = made.missing(goal) if goal.bounds_error else -snr_of(made)
         # Where nothing differs, others may be much coarser.
-        item.missing[rounding] = max(missing, -_EXACT)
+        item.missing[rounding] = max(missing, -EXACT_DB)
 
     def _next(self, rounding: Rounding) -> Uniform | None:
         """Returns the file to make next: the smallest that is expected to do, or what is nearest to that."""

@@ -217,12 +217,15 @@ class Search:
         return made
 
     def whole(self, choice: Choice, rounding: Rounding, cost: float | None = None) -> Measured:
-        """Makes and measures a whole file, whatever the time, unless that was done before.
+        """Makes and measures a whole file, unless that was done before.
 
         Args:
             choice: How constants are stored.
             rounding: How weights are rounded.
             cost: What the objective counts, unless that is bytes; by default what its constants say.
+
+        Raises:
+            TimeIsUp: Weights are to be fitted, and there is no time for it.
         """
         key = rounding, key_of(choice)
         found = self.known.get(key)
@@ -260,6 +263,13 @@ class Search:
 
     def _knows(self, choice: Choice) -> bool:
         return (Rounding.FITTED, key_of(choice)) in self.known
+
+    def offers(self, choice: Choice) -> bool:
+        """Whether each unit may be stored so."""
+        return all(
+            any(option.form == choice.get(unit.position, KEPT) for option in unit.options)
+            for unit in self.units
+        )
 
     def option(self, unit: Unit, choice: Choice) -> Option:
         """Returns how a unit is stored."""

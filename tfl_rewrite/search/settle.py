@@ -29,7 +29,8 @@ _APART = 3.0
 """By so many dB may the figures of different samples differ before it is said."""
 _JUMP = 10.0
 """So many dB above the bound are no accident."""
-_EXACT = 200.0
+EXACT_DB = 200.0
+"""No ratio that is told is higher."""
 _STRIDE = 3.0
 """By how many dB to tighten where what is bounded is not counted in dB."""
 _SURE = 3
@@ -174,8 +175,9 @@ def _jumps(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[st
     if not lost:
         return []
     return [
-        f"nothing was found between {max(map(snr_of, lost)):.1f} and {min(snr_of(promised), _EXACT):.1f} dB:"
-        " where outputs jump (trees, masks, choices) they are kept or lost as a whole, on other inputs too"
+        f"nothing was found between {max(map(snr_of, lost)):.1f} and {min(snr_of(promised), EXACT_DB):.1f}"
+        " dB: where outputs jump (trees, masks, choices) they are kept or lost as a whole, on other inputs"
+        " too"
     ]
 
 
@@ -262,9 +264,12 @@ def _smaller(
         # up all texts. The biases of weights behind it take that back, where they are fitted, too.
         nearest = max(beyond, key=lambda item: item.cost)
         choice = {**settled.promised.choice, **nearest.choice}
-        made = search.in_order(replace(nearest, choice=choice, cost=search.cost(choice)))
-        if made.cost < settled.promised.cost and made.missing(goal) + settled.margin <= 0:
-            return _proven(trials, goal, judge, settled, made)[0]
+        # Its own file may have been made by somebody with other options.
+        cost = search.cost(choice) if search.offers(choice) else math.inf
+        if cost < settled.promised.cost:
+            made = search.in_order(replace(nearest, choice=choice, cost=cost))
+            if made.cost < settled.promised.cost and made.missing(goal) + settled.margin <= 0:
+                return _proven(trials, goal, judge, settled, made)[0]
     while tries and room >= _WORTH and math.isfinite(room):
         assert best.promised is not None
         found = search.find(goal, margin=settled.margin - room)

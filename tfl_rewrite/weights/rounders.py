@@ -23,7 +23,7 @@ from tfl_rewrite.model.graph import Use
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics import clipping, symmetric
 from tfl_rewrite.numerics.grids import Array, Float64
-from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, LaterError, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Levels
 from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.grids import Constant
@@ -113,25 +113,18 @@ class Rounder:
         Returns:
             The squared signal and error.
         """
-
-        def run(emit: Emit, error: Error | None = None) -> None:
-            symmetric.quantize(
-                work.values(),
-                scale,
-                work.channels,
-                emit,
-                work.levels,
-                largest=work.largest,
-                spent=work.release,
-                error=error,
-            )
-
-        def measure() -> Error:
-            run(lambda _start, _integers: None, error := Error())
-            return error
-
-        run(emit)
-        return LaterError(measure)
+        # Measured at once: what holds the values may be another file when somebody reads a report.
+        symmetric.quantize(
+            work.values(),
+            scale,
+            work.channels,
+            emit,
+            work.levels,
+            largest=work.largest,
+            spent=work.release,
+            error=(error := Error()),
+        )
+        return error
 
     @property
     def ran_out_of_time(self) -> bool:
