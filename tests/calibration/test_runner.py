@@ -19,7 +19,7 @@ def test_a_process_that_died_is_started_again(fixtures: Path, monkeypatch: pytes
     with Runner(RuntimeChoice.parse("litert"), timeout=20) as runner:
         runner.open(fixtures / "dense.tflite")
         child: Any = runner.worker._child
-        child._process.kill()
+        child._process.kill_group()
         child._process.wait()
         # The pipe ends before the system says that the process did.
         monkeypatch.setattr(child._process, "poll", lambda: None)
@@ -45,9 +45,9 @@ def test_a_process_that_died_between_two_requests_is_watched_no_more(fixtures: P
     with Runner(RuntimeChoice.parse("litert"), timeout=20, watch=watch) as runner:
         runner.open(fixtures / "dense.tflite")
         old: Any = runner.worker._child
-        old._process.kill()
+        old._process.kill_group()
         old._process.wait()
         runner.open(fixtures / "dense.tflite")
         # Its number may be somebody else's by now.
         new: Any = runner.worker._child
-        assert watch._watched == {new.pid} != {old.pid}
+        assert set(watch._watched) == {new.pid} != {old.pid}

@@ -42,17 +42,21 @@ class Container:
     __slots__ = ("__weakref__", "_map", "_spent", "_state", "data", "path")
 
     def __init__(
-        self, path: str, data: memoryview, mapped: mmap.mmap | None, descriptor: int | None = None
+        self,
+        path: str,
+        data: memoryview,
+        mapped: mmap.mmap | None,
+        opened: tuple[int, tuple[int, int]] | None = None,
     ) -> None:
         self.path = path
         self.data = data
         self._map = mapped
         self._spent = 0
         self._state: tuple[int, tuple[int, int]] | None = None
-        if descriptor is not None:
-            kept = os.dup(descriptor)
+        if opened is not None:
+            kept = os.dup(opened[0])
             weakref.finalize(self, os.close, kept)
-            self._state = kept, _state(kept)
+            self._state = kept, opened[1]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Container:
@@ -75,10 +79,12 @@ class Container:
             if not stat.S_ISREG(mode):
                 raise FileAccessError("is not a regular file", file=name)
             with open(name, "rb") as file:
-                if os.fstat(file.fileno()).st_size == 0:
+                # Before anything is mapped, or a change just after that would pass for the file as it was.
+                state = _state(file.fileno())
+                if not state[0]:
                     raise FormatError(_EMPTY, file=name, remedy=_AGAIN)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                return cls(name, memoryview(mapped), mapped, file.fileno())
+                return cls(name, memoryview(mapped), mapped, (file.fileno(), state))
         except OSError as error:
             raise FileAccessError(f"cannot read: {error.strerror or error}", file=name) from error
 
