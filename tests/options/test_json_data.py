@@ -7,9 +7,23 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
-from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, json_data, shown, spread
+import pytest
+
+from tfl_rewrite.errors import UsageError
+from tfl_rewrite.options.json_data import (
+    LEFT_OUT,
+    MOST_PARTS,
+    JsonData,
+    computed,
+    finite,
+    json_data,
+    read_toml,
+    shown,
+    spread,
+)
 
 
 class Colour(enum.Enum):
@@ -123,3 +137,19 @@ def test_a_notebook_shows_long_lists_cut_with_a_count() -> None:
     found = Large(name="a", notes=("x",) * 1021, parts=(Small(ratio=1.0),) * 20)._repr_html_()
     assert found.count("x, ") == 19 and "x and 1,001 more</td>" in found and found.count("more") == 1
     assert Large(name="a", parts=(Small(),) * 22)._repr_html_().count("</table> and 2 more") == 1
+
+
+@pytest.mark.parametrize("words", ["x" * 400_000, "7" * 4000, ".".join(["'a b'"] * 90)])
+def test_toml_is_read_in_time_that_grows_with_its_length(tmp_path: Path, words: str) -> None:
+    """Where it grows with the square, the first of these takes minutes."""
+    path = tmp_path / "some.toml"
+    path.write_text(f'text = "{words}"\n')
+    assert read_toml(path) == {"text": words}
+
+
+def test_a_key_of_many_parts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "some.toml"
+    for key in (".".join(["a-1"] * (MOST_PARTS + 2)), ". ".join(["'a b'"] * (MOST_PARTS + 2))):
+        path.write_text(f"{key} = 1\n")
+        with pytest.raises(UsageError, match=f"more than {MOST_PARTS} parts"):
+            read_toml(path)

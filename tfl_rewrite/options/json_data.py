@@ -285,7 +285,8 @@ MOST_PARTS = 200
 """Of a key between dots; reading a key takes time that grows with their square."""
 
 _PART = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*"""
-_LONG_KEY = re.compile(rf"{_PART}(?:\.[ \t]*{_PART}){{{MOST_PARTS}}}")
+# Not in the middle of a word: the time would grow with the square of its length.
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:\.[ \t]*{_PART}){{{MOST_PARTS}}}")
 # TOML's own bound: what does not fit into 64 bits "cannot be represented losslessly".
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _TOO_LONG = "holds an integer of more than 64 bits"
