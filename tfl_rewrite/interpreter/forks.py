@@ -23,7 +23,7 @@ from typing import IO, Any
 
 START_SECONDS = 180.0
 """Importing the runtime; TensorFlow on a busy machine takes half a minute."""
-_SCRIPT = Path(__file__).with_name("forkserver.py")
+_SANDBOX, _SCRIPT = (Path(__file__).with_name(f"{name}.py") for name in ("sandbox", "forkserver"))
 _MOST = 2
 """Servers that are kept for others of their kind; with another environment it is another kind."""
 
@@ -90,7 +90,7 @@ class Server:
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [kind.python, str(_SCRIPT), *kind.modules],
+                [kind.python, str(_SANDBOX), "", str(_SCRIPT), *kind.modules],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """A process that has loaded a runtime, and is copied for each model instead of loading it again.
 
-A script, started by path: ``forkserver.py MODULE...``, with a socket as its standard input. It imports the
+A script that ``sandbox.py`` starts without walls, with a socket as its standard input. It imports the
 modules, then answers the requests that come through the socket, one after the other, in lines of JSON. For
 ``walls`` it forks, and the copy enters the sandbox before it hears of a model, as a process does that was
 started anew (``sandbox.py``). This process never sees a model: what it gets are descriptors, and what the
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import os
 import signal
@@ -51,17 +50,6 @@ def _requests(control: socket.socket) -> Iterator[tuple[dict[str, Any], list[int
         for descriptor in held:
             os.close(descriptor)
         held = []
-
-
-def _load(name: str) -> Any:
-    """Imports a neighbour by its path."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"_tfl_rewrite_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _become(request: dict[str, Any], descriptors: list[int], sandbox: Any, server: int) -> None:
@@ -99,8 +87,13 @@ def _become(request: dict[str, Any], descriptors: list[int], sandbox: Any, serve
         os._exit(code)
 
 
-def main(modules: list[str]) -> None:
-    """Imports, and forks for whoever asks."""
+def main(sandbox: Any, *modules: str) -> None:
+    """Imports, and forks for whoever asks.
+
+    Args:
+        sandbox: The script of that name, which started this one outside of any walls.
+        modules: What to import, by name.
+    """
     control = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
@@ -108,7 +101,6 @@ def main(modules: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Ignored, as some start programs, it would leave nobody to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    sandbox = _load("sandbox")
     for module in modules:
         importlib.import_module(module)
     if len(list(Path("/proc/self/task").iterdir())) > 1:
@@ -127,10 +119,3 @@ def main(modules: list[str]) -> None:
                     os.kill(request["drop"], signal.SIGKILL)
                 answer["status"] = os.waitpid(request.get("drop") or request["reap"], 0)[1]
         control.sendall(json.dumps(answer).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    # The folder of this script would otherwise come first, and its neighbours shadow foreign modules.
-    if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-        del sys.path[0]
-    main(sys.argv[1:])

@@ -462,9 +462,12 @@ def _drop_capabilities() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Enters the sandbox and calls ``main(sandbox, *arguments)`` of a script."""
+    """Enters the sandbox and calls ``main(sandbox, *arguments)`` of a script.
+
+    Without walls nothing is entered: ``forkserver.py`` sees no model, and its copies enter by themselves.
+    """
     walls, script, *rest = arguments
-    sandbox = enter(json.loads(walls))
+    sandbox = enter(json.loads(walls)) if walls else sys.modules[__name__]
     load(script).main(sandbox, *rest)
 
 

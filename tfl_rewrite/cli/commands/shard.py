@@ -147,19 +147,27 @@ def shard_lines(report: ShardReport, *, verbose: int) -> list[str]:
         )
         if len(shown) < len(report.files):
             lines.append(f"  ... and {len(report.files) - len(shown)} more (-vv shows all)")
-    lines += noted(report.notes, 1)
+    lines += _judged_lines(report, verbose)
     if report.outcome == "failed":
         return lines
-    if report.unverified is not None:
-        lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
-    elif report.verdict is not None:
-        lines += verified_lines(report.verdict, verbose=verbose)
     if report.format == "parts":
         lines += _hash_lines(report)
     if report.command == "shard" and not report.dry_run:
         entry, what = shell(report.entry), "joins it" if report.format == "parts" else "makes it one file"
         base = "" if report.base is None else ", and with --base only what runs first"
         lines.append(f"next: 'tfl-rewrite join {entry} OUT' {what} again{base}")
+    return lines
+
+
+def _judged_lines(report: ShardReport | SplitReport, verbose: int) -> list[str]:
+    """Says what a reader should know, and whether what was made is right."""
+    lines = noted(report.notes, 1)
+    if report.outcome == "failed":
+        return lines
+    if report.unverified is not None:
+        lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
+    elif report.verdict is not None:
+        lines += verified_lines(report.verdict, verbose=verbose)
     return lines
 
 
@@ -272,13 +280,9 @@ def split_lines(report: SplitReport, *, verbose: int) -> list[str]:
     )
     if len(shown) < len(report.files):
         lines.append(f"  ... and {len(report.files) - len(shown)} more (-v shows all)")
-    lines += noted(report.notes, 1)
+    lines += _judged_lines(report, verbose)
     if report.outcome == "failed":
         return lines
-    if report.unverified is not None:
-        lines.append(f"UNVERIFIED: {safe(report.unverified, limit=400)}")
-    elif report.verdict is not None:
-        lines += verified_lines(report.verdict, verbose=verbose)
     if not report.dry_run:
         lines.append(f"next: tfl_rewrite.Chain.open({report.entry!a}) runs them")
     return lines
