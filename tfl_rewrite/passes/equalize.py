@@ -227,7 +227,8 @@ def _error(power: Float64, weights: Float64, factor: Float64) -> float:
 
 def _exact(values: npt.NDArray[Any], exponent: int) -> bool:
     """Whether values take a power of two without leaving the normal numbers."""
-    moved = np.ldexp(values, exponent)
+    with np.errstate(over="ignore"):
+        moved = np.ldexp(values, exponent)
     return bool((np.ldexp(moved, -exponent) == values).all() and _normal(values) and _normal(moved))
 
 
