@@ -140,6 +140,24 @@ def update() -> Made:
     return made(net, net.add("DYNAMIC_UPDATE_SLICE", [source, part, start], "out", (4, 3)))
 
 
+def largest(shape: tuple[int, ...] = (2, 5), count: int = 3) -> Made:
+    """The largest of numbers of which some are equal."""
+    net = Net()
+    source, how_many = net.input("in", shape), net.constant("k", np.array(count, np.int32))
+    values = net.add("TOPK_V2", [source, how_many], "out", (*shape[:-1], count))
+    places = net.tensor("places", (*shape[:-1], count), np.int32)
+    net.graph.operators[0].outputs.append(places)
+    model, inputs = made(net, values, places)
+    return model, [np.round(item) for item in inputs]
+
+
+def rows_on_axes() -> Made:
+    net = Net()
+    source, weights, bias = net.input("in", (2, 3, 4)), net.weights("w", (5, 4)), net.weights("b", (5,))
+    options = {"keep_num_dims": True, "fused_activation_function": 1}
+    return made(net, net.add("FULLY_CONNECTED", [source, weights, bias], "out", (2, 3, 5), **options))
+
+
 CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "add": (lambda: binary("STABLEHLO_ADD"), "2.14"),
     "multiply": (lambda: binary("STABLEHLO_MULTIPLY"), "2.14"),
@@ -165,6 +183,12 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     **{f"power {at}": (lambda at=at: power(at), "tflm") for at in (2, 3, 5, 8, 0.5, -0.5, -1)},  # type: ignore[misc]
     "any": (lambda: with_constant("REDUCE_ANY", [1], (3, 4), (3,), np.bool_), "tflm"),
     "one hot": (one_hot, "tflm"),
+    "product": (lambda: with_constant("REDUCE_PROD", [1, -1], (2, 3, 4), (2,)), "tflm"),
+    "product of numbers": (lambda: with_constant("REDUCE_PROD", 0, (3, 2), (2,), np.int32), "tflm"),
+    "largest": (largest, "tflm"),
+    "largest of all": (lambda: largest((11,), 10), "tflm"),
+    "largest one": (lambda: largest((1, 2, 3), 1), "tflm"),
+    "rows on axes": (rows_on_axes, "1.15"),
     "expand": (lambda: with_constant("EXPAND_DIMS", 1, (2, 5), (2, 1, 5), np.int32), "tflm"),
     "join along the last": (lambda: join(12, -1), "tflm"),
     "transpose from behind": (
@@ -233,6 +257,9 @@ def test_every_row_is_tried() -> None:
         lambda: stablehlo_pad((), ()),
         deconvolution_of_a_matrix,
         lambda: select("SELECT", ()),
+        lambda: largest((2, 20), 11),
+        lambda: with_constant("REDUCE_PROD", [0, 2], (2, 3, 2), (3,)),
+        lambda: with_constant("REDUCE_PROD", 0, (17, 2), (2,)),
     ],
 )
 def test_what_has_no_row_stays(make: Callable[[], Made]) -> None:
@@ -280,7 +307,7 @@ def test_numbers_are_the_same(name: str, outcomes: dict[str, dict[str, Outcome]]
 
 SPECIAL = np.float32([np.nan, np.inf, -np.inf, -0.0, 0.0, 2e-38, -2e-38, 1.0, -1.0, 3e38])
 """What kernels may treat each in its way; but for denormal numbers, which XNNPACK takes for 0."""
-CUT_OFF = ("add", "multiply", "broadcast")
+CUT_OFF = ("add", "multiply", "broadcast", "product")
 """The kernels of ADD and MUL make the largest float of an infinite number, as an activation would."""
 
 
@@ -298,7 +325,8 @@ def bits(array: Array, is_cut_off: bool) -> list[str]:
 
 @pytest.mark.runtime
 def test_special_numbers_are_the_same_where_a_row_is_exact(tmp_path: Path) -> None:
-    names = [name for name in CASES if not name.startswith(ROUNDED)]
+    # The largest of numbers that do not compare, or have none below them, are not said.
+    names = [name for name in CASES if not name.startswith((*ROUNDED, "largest"))]
     cases = []
     for name in names:
         model, _, inputs = replaced(name)

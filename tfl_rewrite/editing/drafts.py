@@ -76,10 +76,18 @@ class Draft:
 
     @property
     def output(self) -> Tensor:
-        """The output of the operator."""
-        (output,) = self.operator.outputs
-        assert output is not None
+        """The output of the operator.
+
+        Raises:
+            ValueError: It has none, or several.
+        """
+        (output,) = self.outputs
         return output
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The outputs of the operator, of which those that are absent are left out."""
+        return [tensor for tensor in self.operator.outputs if tensor is not None]
 
     def integers(self, position: int) -> npt.NDArray[np.int64] | None:
         """The elements of a constant input of integers, flat; None where it is none."""
@@ -92,7 +100,7 @@ class Draft:
         kinds = {"f4": "FLOAT32", "i4": "INT32"}
         kind = dtypes.BY_NAME[kinds[values.dtype.str[1:]]].value
         data = np.ascontiguousarray(values).tobytes()
-        made = Tensor(f"{self.output.name}_{suffix}", values.shape, kind, Buffer(OwnedBlob(data)))
+        made = Tensor(f"{self.outputs[0].name}_{suffix}", values.shape, kind, Buffer(OwnedBlob(data)))
         self.tensors.append(made)
         return made
 
@@ -105,7 +113,7 @@ class Draft:
         kind: str = "",
         **options: object,
     ) -> Tensor:
-        """Adds an operator; returns what it gives, which has the type and the scales of the output.
+        """Adds an operator; returns what it gives, which has the type and the scales of the (first) output.
 
         Args:
             row: What it is.
@@ -115,7 +123,7 @@ class Draft:
             kind: Its type where it is another; it has no scales then.
             **options: Fields of its options.
         """
-        like = self.output
+        like = self.outputs[0]
         number = dtypes.BY_NAME[kind].value if kind else like.dtype
         made = Tensor(f"{like.name}_{suffix}", shape, number, Buffer())
         made.quantization = None if kind else like.quantization
@@ -123,9 +131,11 @@ class Draft:
         self._add(row, inputs, made, options)
         return made
 
-    def give(self, row: OperatorRow, inputs: Sequence[Tensor | None], **options: object) -> None:
-        """Adds the last operator."""
-        self._add(row, inputs, self.output, options)
+    def give(
+        self, row: OperatorRow, inputs: Sequence[Tensor | None], to: Tensor | None = None, **options: object
+    ) -> None:
+        """Adds the operator that gives the output, or one of several."""
+        self._add(row, inputs, to or self.output, options)
 
     def reshaped(self, tensor: Tensor, shape: Shape, suffix: str) -> Tensor:
         """Adds a RESHAPE of a tensor, in its type; returns what it gives."""

@@ -23,6 +23,11 @@ from tfl_rewrite.model.ir import Tensor
 _JOINED = 10
 """Inputs that a CONCATENATION of TFLite Micro takes."""
 _LARGEST_POWER = 8
+_MOST_LARGEST = 10
+_MOST_FACTORS = 16
+"""Of a product, and of the largest: each takes operators of its own."""
+_BROADCAST_RANK = 4
+"""Axes that comparisons of TFLite Micro broadcast over."""
 _LSTM_INPUTS = 24
 _STRUCT = struct.Struct("<iii")
 """``TfLiteTransposeConvParams``: padding (SAME is 1, VALID is 2), and the strides."""
@@ -143,6 +148,69 @@ def any_of(draft: Draft) -> bool:
         table.REDUCE_MAX, [numbers, axes], draft.output.shape, "most", "FLOAT32", keep_dims=keep
     )
     draft.give_cast(most)
+    return True
+
+
+def largest(draft: Draft) -> bool:
+    """The first of the largest, then that of those that are left; what was taken is -inf from then on."""
+    values, places = draft.outputs
+    source, shape, count = draft.input(0), draft.shape(draft.input(0)), draft.integers(1)
+    if source is None or not shape or count is None or not 1 <= count[0] <= min(shape[-1], _MOST_LARGEST):
+        return False
+    if (source.dtype_name, places.dtype_name) != ("FLOAT32", "INT32") or len(shape) > _BROADCAST_RANK:
+        return False
+    last, one = len(shape) - 1, (*shape[:-1], 1)
+    axis = draft.constant(np.array([last], np.int32), "axis")
+    numbers = draft.constant(np.arange(shape[-1], dtype=np.int32), "places")
+    taken = draft.constant(np.full(1, -np.inf, np.float32), "taken")
+    found: list[tuple[Tensor, Tensor]] = []
+    for at in range(int(count[0])):
+        if found:
+            equal = draft.step(table.EQUAL, [found[-1][1], numbers], shape, f"is_taken{at}", "BOOL")
+            source = draft.step(table.SELECT_V2, [equal, taken, source], shape, f"left{at}")
+        most = draft.step(table.REDUCE_MAX, [source, axis], one, f"most{at}", keep_dims=True)
+        place = draft.step(table.ARG_MAX, [source, axis], shape[:-1], f"at{at}", "INT32", output_type=2)
+        found.append((most, draft.reshaped(place, one, f"place{at}")))
+    for to, parts in zip((values, places), zip(*found, strict=True), strict=True):
+        draft.give(CONCATENATION, parts, to, axis=last)
+    return True
+
+
+def product(draft: Draft) -> bool:
+    """One part after the other, as its kernel multiplies."""
+    source, axes, shape = draft.input(0), draft.integers(1), draft.shape(draft.input(0))
+    result = draft.shape(draft.output)
+    if source is None or axes is None or not shape or result is None:
+        return False
+    along = sorted({int(axis) % len(shape) for axis in axes if -len(shape) <= axis < len(shape)})
+    if not along or along != list(range(along[0], along[-1] + 1)) or scales_of(source):
+        return False
+    before, count, behind = (
+        math.prod(sizes)
+        for sizes in (shape[: along[0]], shape[along[0] : along[-1] + 1], shape[along[-1] + 1 :])
+    )
+    if not 1 <= count <= _MOST_FACTORS:
+        return False
+    rows = draft.reshaped(source, (before, count, behind), "rows")
+    sizes = draft.constant(np.array([before, 1, behind], np.int32), "sizes")
+    made: Tensor | None = None
+    for at in range(count):
+        start = draft.constant(np.array([0, at, 0], np.int32), f"start{at}")
+        part = draft.step(table.SLICE, [rows, start, sizes], (before, 1, behind), f"part{at}")
+        made = part if made is None else draft.step(MUL, [made, part], part.shape, f"product{at}")
+    assert made is not None
+    draft.give_reshaped(made, result)
+    return True
+
+
+def rows_apart(draft: Draft) -> bool:
+    """Gives rows, and a RESHAPE the axes that they were laid out on."""
+    operator, shape = draft.operator, draft.shape(draft.output)
+    if not operator.option("keep_num_dims") or operator.options is None or not shape:
+        return False
+    rows = draft.step(row_of(operator), operator.inputs, (math.prod(shape[:-1]), shape[-1]), "rows")
+    draft.steps[-1].options = operator.options.replace(keep_num_dims=False)
+    draft.give_reshaped(rows, shape)
     return True
 
 

@@ -107,7 +107,7 @@ def _standing(
         return None
     for row in BY_NAME.get(operator.code.name, ()):
         draft = Draft(operator, full)
-        if len(operator.outputs) != 1 or operator.outputs[0] is None or not _made(row, draft):
+        if not _made(row, draft):
             continue
         found, said, exact = [draft], row.what, row.exact
         steps: list[Operator] = []
@@ -163,6 +163,9 @@ SUBSTITUTES: tuple[Substitute, ...] = (
     Substitute(table.POW, "products, a root or a quotient", makers.power, exact=False),
     Substitute(table.GELU, "what it is made of", makers.gelu, exact=False),
     Substitute(table.REDUCE_ANY, "REDUCE_MAX of 0 and 1", makers.any_of),
+    Substitute(table.REDUCE_PROD, "MUL of its parts", makers.product),
+    Substitute(table.TOPK_V2, "ARG_MAX and REDUCE_MAX of what is left", makers.largest),
+    Substitute(table.FULLY_CONNECTED, "itself and a RESHAPE", makers.rows_apart),
     Substitute(table.ONE_HOT, "EQUAL with 0, 1, 2 ...", makers.one_hot),
     Substitute(table.EXPAND_DIMS, RESHAPE.name, makers.as_reshape),
     Substitute(table.SQUEEZE, RESHAPE.name, makers.as_reshape),
