@@ -114,6 +114,38 @@ def test_values_that_do_not_exist(
 
 
 @pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["compact", "--align", "3"], "argument --align: N is 3; give a power of two"),
+        (["compact", "--strip", "all"], "argument --strip: cannot strip 'all'"),
+        (["run", "--pass", "compact:align=3"], "align: N is 3; give a power of two"),
+        (["repair", "--only", "min-runtimes"], "argument --only: repair 'min-runtimes' is unknown"),
+        (["retarget", "--target", "9"], "argument --target: "),
+        (["quantize-weights", "--include", "("], "argument --include: '(' is not a regular expression"),
+        (["quantize-weights", "--exclude", "("], "argument --exclude: '('"),
+        (["quantize-weights", "--map", "weights"], "argument --map: rule 'weights'"),
+        (["quantize-weights", "--map", "nosuch=int8"], "--map: rule 'nosuch' matches no tensor"),
+        (["quantize", "--include", "("], "argument --include: "),
+        (["quantize", "--map", "weights"], "argument --map: rule 'weights'"),
+        (["prune", "--sparsity", "0.5", "--exclude", "("], "argument --exclude: "),
+        (["shrink", "--min-snr", "30", "--exclude", "("], "argument --exclude: "),
+        (["rename", "--tensor", "nosuch=y"], "--tensor nosuch=y: no tensor is named 'nosuch'"),
+        (["rename", "--output", "y"], "--output y: "),
+        (["signatures", "--remove", "nosuch"], "--remove nosuch: "),
+        (["signatures", "--extract", "nosuch"], "--extract nosuch: "),
+        (["signatures", "--add", "a:b"], "--add a:b: "),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_names_its_option(
+    capsys: pytest.CaptureFixture[str], dense: Path, out: Path, words: list[str], option: str
+) -> None:
+    code, text, error = call(capsys, words[0], dense, out, *words[1:])
+    assert code == 2 and text == "" and not out.exists()
+    assert f"error: {option}" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("more", "words"),
     [
         (["--include", "("], "regular expression"),

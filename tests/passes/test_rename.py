@@ -102,7 +102,8 @@ def test_tensors_of_no_or_the_same_name_go_by_their_number() -> None:
     ):
         with pytest.raises(UsageError) as refused:
             renamed(model, **pairs)
-        assert str(refused.value) == told
+        ((name, pair),) = pairs.items()
+        assert str(refused.value) == f"--{name} {pair}: {told}"
 
 
 def test_a_number_where_there_are_no_tensors() -> None:

@@ -127,7 +127,7 @@ def _row(item: Option, prefix: str) -> Argument:
         return Argument(item.flags, item.help, extra, item.role)
     if item.kind.many:
         extra["action"] = "append"
-    elif item.kind in (WHOLE, NUMBER, RANGE):
+    elif item.kind.read in (WHOLE.read, NUMBER.read, RANGE.read):
         extra["type"] = functools.partial(_read, item)
     # Values are checked where the object is made, so that all of them are refused in the same words.
     extra["metavar"] = item.metavar or (f"{{{','.join(item.choices)}}}" if item.choices else None)

@@ -126,7 +126,7 @@ class Choice:
             if words and not _found(words, [rule.match]):
                 near = near_names(rule.match.pattern, words, cutoff=0.4) or words[:_NAMED]
                 raise UsageError(
-                    f"rule {rule.match.pattern!r} matches no operator type and no name of an output",
+                    f"--map: rule {rule.match.pattern!r} matches no operator type and no name of an output",
                     remedy=f"near it are {', '.join(near[:_NAMED])}",
                 )
 

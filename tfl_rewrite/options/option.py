@@ -6,11 +6,12 @@ keyword in Python, and the tables of the docs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, field, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -38,11 +39,17 @@ class Kind:
         read: Returns the value that a text stands for; raises ``ValueError`` if it stands for none.
         take: Returns a Python or TOML value in the form that the field has; raises ``ValueError`` likewise.
         many: Whether it is a list of values, given one by one on the command line.
+        check: Raises a ``UsageError`` for a value that is not taken; what it says follows the option's name.
     """
 
     read: Callable[[str], Any]
     take: Callable[[Any], Any]
     many: bool = False
+    check: Callable[[Any], object] | None = None
+
+    def checked_by(self, check: Callable[[Any], object]) -> Kind:
+        """Returns the kind of those values that a check lets pass."""
+        return replace(self, check=check)
 
 
 def nbytes_of(size: int | str) -> int:
@@ -264,7 +271,7 @@ class Option:
             what: What a message calls the option, and ``number`` what is out of bounds; by default its name.
 
         Raises:
-            UsageError: It is out of bounds, or none of the choices.
+            UsageError: It is out of bounds, none of the choices, or refused by the check.
         """
         if self.choices:
             for item in value if self.kind.many else [value]:
@@ -272,6 +279,9 @@ class Option:
                     raise unknown(what or self.name.replace("_", "-"), item, self.choices)
         if self.bounds is not None:
             check_number(number or self.name, value, self.bounds)
+        if self.kind.check is not None:
+            with naming(what or f"{self.name}:"):
+                self.kind.check(value)
         return value if self.member is None else self.member(value)
 
 
@@ -463,6 +473,15 @@ def take_options(values: Mapping[str, Any], options: Iterable[Option], where: st
         if name not in known:
             raise unknown(f"{where}: option", name, known)
     return {name: known[name].take(value, where) for name, value in values.items()}
+
+
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Begins what a ``UsageError`` says with the option that it is about."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{option} {error.what}", remedy=error.remedy) from None
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:

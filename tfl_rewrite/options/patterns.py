@@ -15,6 +15,7 @@ from typing import Any
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.frozen import frozen, slotted
+from tfl_rewrite.options.option import TEXTS
 
 MOST_CHARACTERS = 10_000
 MOST_STEPS = 2_000_000_000
@@ -146,6 +147,10 @@ def compile_all(texts: Iterable[str]) -> tuple[Pattern, ...]:
     """
     budget = Budget()
     return tuple(Pattern.compile(text, budget) for text in texts)
+
+
+REGEXES = TEXTS.checked_by(compile_all)
+"""The kind of an option that holds regular expressions."""
 
 
 def exact(name: str) -> str:

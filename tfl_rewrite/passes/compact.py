@@ -21,9 +21,9 @@ from tfl_rewrite.errors import UsageError, number_text
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.model.ir import Model, Quantization
-from tfl_rewrite.options.option import check_options, option
+from tfl_rewrite.options.option import WHOLE, option
 from tfl_rewrite.passes.dedup import buffer_places, constant_buffers, equal_blobs
-from tfl_rewrite.passes.remove_dead import STRIP, strips
+from tfl_rewrite.passes.remove_dead import STRIP, STRIPS, strips
 from tfl_rewrite.work import Work
 
 LEAST_ALIGN = 16
@@ -60,6 +60,14 @@ ABSENT_ALIKE: tuple[AbsentAlike, ...] = (
 _ALIKE: Mapping[str, tuple[str, ...]] = {row.table: row.fields for row in ABSENT_ALIKE}
 
 
+def _check_align(align: int) -> None:
+    if not LEAST_ALIGN <= align <= MOST_ALIGN or align & (align - 1):
+        raise UsageError(
+            f"N is {number_text(align)}",
+            remedy=f"give a power of two from {LEAST_ALIGN} to {MOST_ALIGN}",
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compact(Pass):
     """Stores the same content in fewer bytes.
@@ -76,23 +84,14 @@ class Compact(Pass):
     effect: ClassVar[Effect] = Effect.EXACT
     place: ClassVar[str] = "last: it lays out what the others left"
 
-    strip: tuple[str, ...] = option((), STRIP, metavar="WHAT,...")
+    strip: tuple[str, ...] = option((), STRIP, kind=STRIPS, metavar="WHAT,...")
     align: int = option(
         LEAST_ALIGN,
         "constants of at least N bytes start on a multiple of N in the file, such as 4096 for pages that are "
         "mapped; the file may grow then",
+        kind=WHOLE.checked_by(_check_align),
         metavar="N",
     )
-
-    def __post_init__(self) -> None:
-        """Refuses what is no power of two."""
-        check_options(self)
-        if not LEAST_ALIGN <= self.align <= MOST_ALIGN or self.align & (self.align - 1):
-            raise UsageError(
-                f"align is {number_text(self.align)}",
-                remedy=f"give a power of two from {LEAST_ALIGN} to {MOST_ALIGN}",
-            )
-        self.parts()
 
     def parts(self) -> Sequence[Pass]:
         """Returns what drops more, where that is asked for, and this."""

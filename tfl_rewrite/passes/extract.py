@@ -22,6 +22,7 @@ from tfl_rewrite.judge.counterparts import Argument, Counterpart
 from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.ir import Model, Signature, SubGraph
+from tfl_rewrite.options.option import naming
 
 
 class Extract(Pass):
@@ -43,7 +44,8 @@ class Extract(Pass):
             UsageError: There is no such signature, it leaves out inputs, takes others or gives nothing, or
                 what goes changes variables that it reads.
         """
-        signature = signature_named(model, self.key)
+        with naming(f"--extract {self.key}:"):
+            signature = signature_named(model, self.key)
         graph = signature.subgraph
         names = [
             {id(tensor): name for name, tensor in arguments_of(signature, side)}

@@ -34,7 +34,7 @@ from tfl_rewrite.numerics.grids import deflated
 from tfl_rewrite.numerics.pruning import divided
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown, spread
 from tfl_rewrite.options.option import Taken, check_options, option
-from tfl_rewrite.options.patterns import compile_all
+from tfl_rewrite.options.patterns import REGEXES, compile_all
 from tfl_rewrite.weights.candidates import EXCLUDE, INCLUDE, Selection, stays
 from tfl_rewrite.weights.grids import Constant, find_constants
 from tfl_rewrite.weights.payloads import PrunedPayload
@@ -193,11 +193,13 @@ class Prune(Pass):
     include: tuple[str, ...] = option(
         (),
         INCLUDE,
+        kind=REGEXES,
         metavar="REGEX",
     )
     exclude: tuple[str, ...] = option(
         (),
         EXCLUDE,
+        kind=REGEXES,
         metavar="REGEX",
     )
     choices: Mapping[int, float] | None = None

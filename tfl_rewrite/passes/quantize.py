@@ -26,7 +26,7 @@ from tfl_rewrite.editing.base import Change, Context, Effect, Pass, PassResult, 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.integers.border import TYPES, computed_kinds, retype
-from tfl_rewrite.integers.mixture import Choice, Computes, Mixture
+from tfl_rewrite.integers.mixture import Choice, Computes, Mixture, parse_rules
 from tfl_rewrite.integers.modes import Range, computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan, Wanted, check_target
 from tfl_rewrite.integers.ranges import RANGES, Calibration, TensorRanges
@@ -39,7 +39,8 @@ from tfl_rewrite.kernels.operands import operators_of, uncomputed_memory, weight
 from tfl_rewrite.kernels.table import CONVERSIONS, row_of
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.options.json_data import JsonData
-from tfl_rewrite.options.option import Role, Taken, check_options, option
+from tfl_rewrite.options.option import TEXTS, Role, Taken, check_options, option
+from tfl_rewrite.options.patterns import REGEXES
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.simplify import SIMPLIFY, after_simplify
 from tfl_rewrite.weights.candidates import Candidate
@@ -127,12 +128,14 @@ class Quantize(Pass):
         (),
         "only operators whose type, or the name of one of whose outputs, matches compute in integers; "
         "repeatable",
+        kind=REGEXES,
         metavar="REGEX",
     )
     exclude: tuple[str, ...] = option(
         (),
         "operators whose type, or the name of one of whose outputs, matches stay float; wins over "
         "--include; repeatable",
+        kind=REGEXES,
         metavar="REGEX",
     )
     map: tuple[str, ...] = option(
@@ -140,6 +143,7 @@ class Quantize(Pass):
         "what operators compute in whose type, or the name of one of whose outputs, matches: int8 or int16 "
         "activations, hybrid (int8 weights, float activations) or float; repeatable, the last that matches "
         "decides; of those that --include and --exclude leave",
+        kind=TEXTS.checked_by(parse_rules),
         metavar="REGEX=int8|int16|hybrid|float",
     )
     effort: Taken[Effort, str] = option(

@@ -23,8 +23,8 @@ from tfl_rewrite.kernels.operators import Reading
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Quantization, Tensor
-from tfl_rewrite.options.option import Kind, Role, Taken, check_options, option
-from tfl_rewrite.options.patterns import compile_all
+from tfl_rewrite.options.option import TEXT, Kind, Role, Taken, check_options, option
+from tfl_rewrite.options.patterns import REGEXES, compile_all
 from tfl_rewrite.passes.simplify import SIMPLIFY, after_simplify
 from tfl_rewrite.weights.biases import correct
 from tfl_rewrite.weights.candidates import EXCLUDE, INCLUDE, UNNAMED, Candidate, Selection
@@ -45,6 +45,12 @@ Assignment = Callable[[Candidate], Encoding | None] | Mapping[str, Encoding]
 """Which constant is stored how; None, or a name that is not there, leaves it to the default."""
 
 RUNTIME = Kind(runtimes.parse_runtime, runtimes.taken_runtime)
+
+
+def _check_map(text: str) -> None:
+    # A file is read once, later.
+    if not text.endswith(".toml"):
+        Recipe.parse(text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +96,7 @@ class QuantizeWeights(Pass):
         "mixed precision by hand: rules between commas, such as 'conv.*=int4:block:32,logits=float32', "
         "or a TOML file. A rule matches names and operator types; the first that matches decides, --dtype "
         "the rest",
+        kind=TEXT.checked_by(_check_map),
         metavar="REGEX=ENCODING,...|FILE.toml",
         role=Role.READ_MAP,
     )
@@ -113,8 +120,8 @@ class QuantizeWeights(Pass):
         metavar="N",
         bounds=(1, 1 << 40),
     )
-    include: tuple[str, ...] = option((), INCLUDE, metavar="REGEX")
-    exclude: tuple[str, ...] = option((), EXCLUDE, metavar="REGEX")
+    include: tuple[str, ...] = option((), INCLUDE, kind=REGEXES, metavar="REGEX")
+    exclude: tuple[str, ...] = option((), EXCLUDE, kind=REGEXES, metavar="REGEX")
     keep_first_last: bool = option(False, "keep the weights of the first and the last weighted operator")
     effort: Taken[Effort, str] = option(
         Effort.BALANCED,

@@ -19,7 +19,7 @@ from tfl_rewrite.editing.metadata import COMPRESSION, drop, positions_moved
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, SubGraph, Tensor
-from tfl_rewrite.options.option import check_options, option
+from tfl_rewrite.options.option import TEXTS, check_options, option
 from tfl_rewrite.passes.cut import Cut
 
 _METADATA = "metadata:"
@@ -119,6 +119,10 @@ def strips(words: Sequence[str]) -> Sequence[Strip]:
     return (Strip(words),) if words else ()
 
 
+STRIPS = TEXTS.checked_by(strips)
+"""The kind of that option."""
+
+
 VALIDATION = "VALIDATION:"
 """What the names of subgraphs start with that the acceleration tools call by name
 (``kValidationSubgraphNamePrefix`` of ``interpreter_builder.cc``)."""
@@ -159,7 +163,7 @@ class RemoveDead(Pass):
         "all of the names)",
         metavar="KEY",
     )
-    strip: tuple[str, ...] = option((), STRIP, metavar="WHAT,...")
+    strip: tuple[str, ...] = option((), STRIP, kind=STRIPS, metavar="WHAT,...")
     pure_custom: tuple[str, ...] = option((), PURE_CUSTOM, metavar="NAME")
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ from tfl_rewrite.errors import TflRewriteError, UsageError
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.judge.counterparts import Counterpart, Counterparts
 from tfl_rewrite.model.ir import Model, Signature, SubGraph, Tensor
-from tfl_rewrite.options.option import option
+from tfl_rewrite.options.option import naming, option
 
 _SIDES = {"input": "inputs", "output": "outputs"}
 _Argument = tuple[int, str, int]
@@ -55,6 +55,13 @@ class Renaming:
 
     def __bool__(self) -> bool:
         return bool(self.tensors or self.arguments or self.keys)
+
+    def take(self, what: str, text: str) -> None:
+        """Takes in an option, by its name without dashes."""
+        if what in _SIDES:
+            self.border(what, text)
+        else:
+            {"tensor": self.tensor, "argument": self.argument, "signature": self.signature}[what](text)
 
     def border(self, side: str, text: str) -> None:
         """Takes in ``--input`` or ``--output``."""
@@ -147,7 +154,7 @@ class Renaming:
         if not found:
             self._done(old, new, known, f"argument of signature {key!r}")
 
-    def key(self, text: str) -> None:
+    def signature(self, text: str) -> None:
         """Takes in ``--signature``."""
         known = [item.key for item in self.model.signatures if item.key]
         old, new = split_pair(text, known, "signature")
@@ -365,15 +372,10 @@ class Rename(Pass):
         if not self._asked:
             raise nothing_asked("--input, --output or --signature OLD=NEW")
         names = Renaming(model)
-        for side, pairs in (("input", self.input), ("output", self.output)):
-            for text in pairs:
-                names.border(side, text)
-        for text in self.tensor:
-            names.tensor(text)
-        for text in self.argument:
-            names.argument(text)
-        for text in self.signature:
-            names.key(text)
+        for name in ("input", "output", "tensor", "argument", "signature"):
+            for text in getattr(self, name):
+                with naming(f"--{name} {text}:"):
+                    names.take(name, text)
         names.check()
         if not names:
             idle = "" if names.skips else "it has these names already"

@@ -11,7 +11,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -27,7 +27,7 @@ from tfl_rewrite.kernels.operands import lacks_shape, operators_of, recorded_sha
 from tfl_rewrite.kernels.reads import lacks_bias, too_high, version_counts, weight_reads
 from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.options.option import check_options, option, unknown
+from tfl_rewrite.options.option import TEXTS, check_options, option, unknown
 from tfl_rewrite.weights import biases, repairs
 from tfl_rewrite.weights.biases import Done
 
@@ -227,6 +227,19 @@ _UNDEFINED = {
 _BY_LAYOUT = ("offset-buffers", "misaligned", "unaligned")
 
 
+def _parted(texts: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names in texts that hold one or more each.
+
+    Raises:
+        UsageError: There is no repair of that name.
+    """
+    names = tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in NAMES:
+            raise unknown("repair", name, NAMES)
+    return names
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repair(Pass):
     """Puts right what keeps a file from being read right.
@@ -250,17 +263,14 @@ class Repair(Pass):
         (),
         "repair only these findings; repeatable or between commas. Without it: all that can be repaired, but "
         "for 'unaligned'",
+        kind=TEXTS.checked_by(_parted),
         metavar="ID,...",
     )
 
     def __post_init__(self) -> None:
-        """Refuses names of no fix."""
+        """Parts names between commas."""
         check_options(self)
-        names = tuple(name.strip() for text in self.only for name in text.split(",") if name.strip())
-        object.__setattr__(self, "only", names)
-        for name in names:
-            if name not in NAMES:
-                raise unknown("repair", name, NAMES)
+        object.__setattr__(self, "only", _parted(self.only))
 
     @property
     def chosen(self) -> tuple[Fix, ...]:

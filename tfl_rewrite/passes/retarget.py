@@ -31,7 +31,7 @@ from tfl_rewrite.kernels.reads import micro_obstacles, version_counts
 from tfl_rewrite.kernels.runtimes import runtime_text
 from tfl_rewrite.kernels.table import COMPOSITE, row_of
 from tfl_rewrite.model.ir import Model, Operator
-from tfl_rewrite.options.option import check_options, option
+from tfl_rewrite.options.option import TEXT, option
 from tfl_rewrite.passes.fold_constants import FoldConstants
 from tfl_rewrite.weights.recoding import read_as_floats, recode
 from tfl_rewrite.weights.sparse import make_dense
@@ -64,6 +64,7 @@ class Retarget(Pass):
         "2.14",
         "what is to run the file: a release of TensorFlow Lite (2.14), of LiteRT (litert-2.1), or tflm for "
         "TFLite Micro",
+        kind=TEXT.checked_by(Platform.parse),
         metavar="RUNTIME",
         flags=("--target", "--runtime"),
     )
@@ -77,11 +78,6 @@ class Retarget(Pass):
         False,
         "write the file although the runtime lacks operators, such as those that a program brings itself",
     )
-
-    def __post_init__(self) -> None:
-        """Refuses what is no runtime."""
-        check_options(self)
-        Platform.parse(self.target)
 
     @property
     def platform(self) -> Platform:

@@ -28,7 +28,7 @@ from tfl_rewrite.editing.names import (
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.counterparts import Argument, Counterpart, Counterparts
 from tfl_rewrite.model.ir import Model, Signature, SubGraph, Tensor, new_record
-from tfl_rewrite.options.option import option
+from tfl_rewrite.options.option import naming, option
 from tfl_rewrite.passes.extract import Extract
 from tfl_rewrite.passes.remove_dead import RemoveDead
 
@@ -80,9 +80,13 @@ class Signatures(Pass):
         if not (self.add or self.remove):
             raise nothing_asked("--add, --remove or --extract KEY")
         work = _Work(model)
-        added = [_Added.read(model, text) for text in self.add]
+        added = []
+        for text in self.add:
+            with naming(f"--add {text}:"):
+                added.append(_Added.read(model, text))
         for key in self.remove:
-            work.remove(key)
+            with naming(f"--remove {key}:"):
+                work.remove(key)
         for item in added:
             work.add(item)
         return PassResult(

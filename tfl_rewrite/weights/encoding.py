@@ -299,7 +299,7 @@ class Recipe:
             if not _matches(rule, [*names, *operators]):
                 known = sorted({word for item in items for word in _words(item) if word})
                 raise UsageError(
-                    f"rule {rule.match.pattern!r} matches no tensor and no operator type",
+                    f"--map: rule {rule.match.pattern!r} matches no tensor and no operator type",
                     remedy=_near(rule.match.pattern, known),
                 )
 

@@ -546,7 +546,9 @@ COMMANDS = (
         "and a manifest; any web server can serve them, 'join' restores the file byte for byte, and a second "
         "version in the same folder shares what did not change. With --progressive the first of them make a "
         "model of int8 weights that runs before the rest is there. external: a small model.tflite and weight "
-        "files that LiteRT 2.1 and newer runs directly (CompiledModel, not the classic Interpreter).",
+        "files that LiteRT 2.1 and newer runs directly (CompiledModel, not the classic Interpreter). Parts "
+        "are compared byte by byte; options of the verification are for --progressive, and some of them for "
+        "external.",
         "shard:shard_model",
         _sharding,
         (
