@@ -134,6 +134,17 @@ def test_probabilities_that_hardly_vary_do_not_count(factor):
         assert found.passed or "channel 2 of axis 1 does not vary any more" in found.reason
 
 
+@pytest.mark.parametrize("largest", [200, 150])
+def test_probabilities_of_many_classes_are_some_although_most_round_to_nothing(largest):
+    rows = np.zeros((16, 1, 500), np.uint8)
+    rows[..., 0] = largest + np.arange(16)[:, None] % 3
+    after = rows.copy()
+    rows[[3, 8], :, 7] = 1
+    found = judged(rows, after, scales=(1 / 256,), zero_points=(0,))
+    # The sum of a row is 0.78, and 0.59.
+    assert found.passed is (largest == 200), found.reason
+
+
 @pytest.mark.parametrize("steps", [5, 6])
 def test_probabilities_count_in_what_their_steps_are_worth(steps):
     third = 25 + steps * np.eye(16, dtype=np.int64)[3] - np.eye(16, dtype=np.int64)[5] * 0

@@ -416,3 +416,11 @@ def test_custom_operators_are_told_apart() -> None:
     assert [item.custom for item in micro_obstacles(net.model)] == [True]
     operator.code.custom = "TFLite_Detection_PostProcess"
     assert not list(micro_obstacles(net.model))
+    net.graph.outputs[0].shape = ()
+    assert [item.reason.partition(" of an")[0] for item in micro_obstacles(net.model)] == [
+        "the file records no shape"
+    ]
+    net.graph.inputs[0].dtype = dtypes.BY_NAME["UINT8"].value
+    assert [item.reason for item in micro_obstacles(net.model)] == [
+        "TFLite Micro has no TFLite_Detection_PostProcess of uint8"
+    ]

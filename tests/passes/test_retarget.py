@@ -211,7 +211,7 @@ def test_a_refusal_says_where_free_sizes_stand_in_the_way() -> None:
     source, counts = net.input("in", (1, 4)), net.constant("n", np.array([1, 3], np.int32))
     source.signature = (-1, 4)
     net.output(net.add("TILE", [source, counts], "out", (1, 12)))
-    with pytest.raises(UnsupportedError, match=r"no TILE.*settle them first \(tfl-rewrite reshape"):
+    with pytest.raises(UnsupportedError, match=r"no TILE.*for TILE once its sizes are settled: tfl-rewrite"):
         retargeted(net.model, "tflm")
     source.signature = None
     assert retargeted(net.model, "tflm")[-1].skips == ()

@@ -106,6 +106,8 @@ def test_one_added_and_removed_again_leaves_the_bytes_of_a_plain_save(tmp_path: 
     again = load(tmp_path / "a.tflite")
     assert changed(again, remove=("serve",)).modified and result.modified
     assert again.to_bytes() == (tmp_path / "m.tflite").read_bytes()
+    with pytest.raises(UsageError, match="'second' is to be removed and extracted"):
+        Signatures(remove=("second",), extract="second")
     with pytest.raises(UsageError, match="nothing is asked for; give --add"):
         changed(again)
 

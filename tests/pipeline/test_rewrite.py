@@ -175,6 +175,7 @@ def test_unchanged_is_a_verbatim_copy(fixtures: Path, folder: Path, mode: str) -
         report = rewrite(source, target, [QuantizeWeights(exclude=["."])], judging=Judging(mode=mode))
         assert report.outcome == "unchanged" and report.verdict is None
         assert target.read_bytes() == source.read_bytes()
+        assert ("copy 'weights_0.bin', 'weights_1.bin' there" in str(report.notes)) is ("external" in name)
         strict(report)
     assert len(names(folder)) == 3
 

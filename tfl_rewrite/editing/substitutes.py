@@ -99,6 +99,23 @@ def replace_missing(model: Model, platform: Platform, editor: Editor) -> Replace
     return made
 
 
+def waiting_for_sizes(model: Model, platform: Platform) -> list[str]:
+    """Returns the names of operators that others could stand for if free sizes of inputs were as declared."""
+    free = [(tensor, tensor.signature) for subgraph in model.subgraphs for tensor in subgraph.inputs]
+    try:
+        for tensor, _ in free:
+            tensor.signature = None
+        shapes = Shapes.of(model)
+        return [
+            operator.code.name
+            for _, operator in model.operators()
+            if platform.lacks(operator) and _standing(operator, platform, shapes.full, _DEEPEST)
+        ]
+    finally:
+        for tensor, signature in free:
+            tensor.signature = signature
+
+
 def _standing(
     operator: Operator, platform: Platform, full: Callable[[Tensor | None], Shape | None], depth: int
 ) -> tuple[list[Draft], str, bool] | None:

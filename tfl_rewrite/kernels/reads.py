@@ -22,7 +22,7 @@ from tfl_rewrite.kernels.operands import (
 )
 from tfl_rewrite.kernels.operators import Form, Granularity, Need, OperatorRow
 from tfl_rewrite.kernels.runtimes import Runtime, Terms
-from tfl_rewrite.kernels.table import row_of
+from tfl_rewrite.kernels.table import FLOAT_CUSTOM, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, OperatorCode, SubGraph, Tensor
 from tfl_rewrite.options.frozen import frozen
@@ -367,7 +367,7 @@ def micro_obstacle(operator: Operator, *, typed: bool = True) -> str:
     """
     name = operator.code.name
     if operator.code.custom is not None:
-        return "" if name in runtimes.micro_customs() else f"TFLite Micro has no custom operator {name}"
+        return _custom_obstacle(operator, name)
     kernel = row_of(operator).micro
     if kernel is None:
         return f"TFLite Micro has no {name}"
@@ -387,6 +387,19 @@ def micro_obstacle(operator: Operator, *, typed: bool = True) -> str:
     for rule in kernel.refuses:
         if (typed or not _is_typed(rule)) and all(_holds(term, operator) for term in rule):
             return f"TFLite Micro has no {name} {_told(rule)}"
+    return ""
+
+
+def _custom_obstacle(operator: Operator, name: str) -> str:
+    if name not in runtimes.micro_customs():
+        return f"TFLite Micro has no custom operator {name}"
+    if name in FLOAT_CUSTOM:
+        # Measured: it fails on integers (detection_postprocess.cc), and writes past what has no room for it.
+        kinds = {item.dtype_name.lower() for item in operator.inputs if item is not None} - {"float32"}
+        if kinds:
+            return f"TFLite Micro has no {name} of {', '.join(sorted(kinds))}"
+        if not all(item is None or item.shape for item in operator.outputs):
+            return f"the file records no shape of an output of {name}, which TFLite Micro believes"
     return ""
 
 

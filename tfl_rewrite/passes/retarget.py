@@ -20,7 +20,7 @@ from tfl_rewrite.editing import metadata
 from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.shapes import Shapes, record_shapes
-from tfl_rewrite.editing.substitutes import BY_NAME, inline_composites, replace_missing
+from tfl_rewrite.editing.substitutes import inline_composites, replace_missing, waiting_for_sizes
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
@@ -336,14 +336,14 @@ class FitVersions(_Step):
 
     def _remedy(self, model: Model) -> str:
         """What to do about what the platform lacks."""
-        shapes, always = Shapes.of(model), "write it all the same with --allow-missing"
-        for _, operator, _ in missing(model, self._platform):
-            free = any(tensor is not None and shapes.full(tensor) is None for tensor in operator.inputs)
-            if operator.code.name in BY_NAME and free:
-                return (
-                    f"others may stand for {operator.code.name} where shapes are known: settle them first "
-                    f"(tfl-rewrite reshape IN FIXED --batch 1, or --input NAME=SHAPE), or {always}"
-                )
+        always = "write it all the same with --allow-missing"
+        if names := waiting_for_sizes(model, self._platform):
+            return (
+                f"others may stand for {names[0]} once its sizes are settled: tfl-rewrite reshape IN FIXED "
+                f"--batch 1 (or --input NAME=SHAPE) does that; or {always}"
+            )
+        if not any(True for _ in missing(model, self._platform)):
+            return f"make the model anew without that, or {always}"
         return f"cut the model before them (tfl-rewrite remove-dead --outputs NAME), or {always}"
 
     def _drop_codes(self, model: Model) -> list[Edit]:

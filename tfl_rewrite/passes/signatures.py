@@ -62,6 +62,14 @@ class Signatures(Pass):
         None, "keep the subgraph of this signature alone, and what it runs", metavar="KEY"
     )
 
+    def __post_init__(self) -> None:
+        """Refuses what contradicts itself."""
+        if self.extract in self.remove:
+            raise UsageError(
+                f"signature {self.extract!r} is to be removed and extracted",
+                remedy="leave out one of the two",
+            )
+
     def parts(self) -> Sequence[Pass]:
         """Returns what removes, what extracts, what is dead then, and what adds; or this alone."""
         if self.extract is None:

@@ -22,6 +22,7 @@ from tfl_rewrite.files.source import Source, layout
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.judge.settings import FOLDED, Judging
 from tfl_rewrite.model.invariants import Problem, problems
+from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.options.option import Role, options_of
 from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed, unverified, with_newer
@@ -229,7 +230,7 @@ def _run(opened: _Opened, passes: Sequence[Pass]) -> _Ran:
             notes.append(f"the result would take {made.nbytes:,} bytes, not fewer; nothing was changed")
         results = [replace(result, changes=()) for result in results]
         packing, made = None, Layout.of(source)
-    notes += made.notes
+    notes += [*made.notes, *_left_beside(source, opened.plan.target, model)]
     if any(result.retyped for result in results):
         from tfl_rewrite.reading.metadata import unfit_normalization
 
@@ -239,6 +240,16 @@ def _run(opened: _Opened, passes: Sequence[Pass]) -> _Ran:
     if made.verbatim is None and packing is not None:
         results = with_packing(results, source.nbytes - made.nbytes)
     return _Ran(tuple(results), made, flaws, tuple(notes))
+
+
+def _left_beside(source: Source, target: PathLike | None, model: Model) -> Iterator[str]:
+    """Says which weight files are read beside a target that is in another folder than they are."""
+    if source.path is None or target is None or not model.external_buffers:
+        return
+    here, there = (Path(os.fspath(path)).absolute().parent for path in (source.path, target))
+    if here.resolve() != there.resolve():
+        names = ", ".join(sorted({repr(item.group.name or "") for item in model.external_buffers}))
+        yield f"weights stay in files, which are looked for beside OUT: copy {names} there from {here}"
 
 
 def _check_order(passes: Sequence[Pass], results: Sequence[PassResult]) -> None:
