@@ -90,6 +90,23 @@ def test_what_takes_the_place_of_the_only_other_copy_is_on_disk_first(
     assert done == ["fsync", "replace"]
 
 
+def test_what_is_waited_for_on_disk_goes_there_early(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    start = module._start_writing
+    monkeypatch.setattr(module, "_PIECE", 2)
+    monkeypatch.setattr(
+        module, "_start_writing", lambda descriptor: begun.append(descriptor) or start(descriptor)
+    )
+    write_whole(tmp_path / "file", b"12345", force=True)
+    assert not begun
+    write_whole(tmp_path / "file", b"abcde", force=True)
+    assert len(begun) == 1 and (tmp_path / "file").read_bytes() == b"abcde"
+    # What the system refuses is written later.
+    start(-1)
+
+
 def _noted(function: Callable[..., object], name: str, done: list[str]) -> Callable[..., object]:
     def noted(*given: object, **options: object) -> object:
         done.append(name)

@@ -93,9 +93,14 @@ def test_rows_that_need_no_search_get_the_scale_that_it_would_give(
     rows *= np.float32(10.0**exponent)
     levels = Levels.narrow(8)
     made, searched = clipping.best(rows, levels), []
-    monkeypatch.setattr(clipping, "_outlying", lambda values, _largest: np.ones(len(values), np.bool_))
+    largest, energy = (
+        np.abs(rows).max(axis=1).astype(np.float64),
+        np.square(rows.astype(np.float64)).sum(axis=1),
+    )
+    told = clipping.best(rows, levels, largest=largest, energy=energy)
+    monkeypatch.setattr(clipping, "_outlying", lambda energy, *_rest: np.ones(len(energy), np.bool_))
     monkeypatch.setattr(clipping, "covering", lambda *given: searched.append(1) or covering(*given))
-    assert made.tobytes() == clipping.best(rows, levels).tobytes() and searched
+    assert made.tobytes() == told.tobytes() == clipping.best(rows, levels).tobytes() and searched
     covered = symmetric.scales(np.abs(rows).max(axis=1), levels.high)
     assert 0 < np.isclose(made, covered, rtol=1e-6, atol=0).sum() < len(rows)
 

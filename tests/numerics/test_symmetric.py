@@ -127,7 +127,9 @@ def test_as_plain_numpy(channels: Channels, block_elements: int, seed: int, dtyp
     made = np.zeros(channels.elements, np.int8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(symmetric, "BLOCK_ELEMENTS", block_elements)
-        assert np.array_equal(symmetric.absmax(values, channels), largest)
+        energy = np.zeros(channels.channels)
+        assert np.array_equal(symmetric.absmax(values, channels, energy=energy), largest)
+        assert energy == pytest.approx(np.square(cube.astype(np.float64)).sum(axis=(0, 2)), rel=1e-3)
         assert np.array_equal(symmetric.scales(largest), scale)
 
         def emit(start: int, block: Array) -> None:

@@ -43,7 +43,9 @@ def parser(version: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     asked = next((word for word in argv if not word.startswith("-")), "")
     if asked not in BY_NAME and "--version" not in argv:
         commands()
-    for command in BY_NAME.values():
+    # What comes first settles it: the others are neither met nor listed.
+    first = BY_NAME.get(argv[0]) if argv else None
+    for command in BY_NAME.values() if first is None else [first]:
         if command.name not in argv:
             parts.add_parser(command.name, help=command.help)
             continue

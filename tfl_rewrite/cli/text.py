@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -110,6 +109,8 @@ def _read(copy: Path) -> None:
         raise UsageError("standard input is a terminal", remedy="redirect a model into it, or name a file")
     try:
         with open(copy, "wb") as file:
+            import shutil
+
             shutil.copyfileobj(sys.stdin.buffer, file, _PIECE)
     except OSError as error:
         raise FileAccessError(f"cannot read: {error.strerror or error}", file="standard input") from error
@@ -204,6 +205,9 @@ def name_limit(others: Sequence[Sequence[str]], most: int = 60) -> int:
     if sys.stdout is None or not sys.stdout.isatty():
         return most
     taken = sum(2 + max(map(len, column)) for column in zip(*others, strict=True))
+    # With all that it can unpack it takes a while to load.
+    import shutil
+
     left = shutil.get_terminal_size().columns - 2 - taken
     return min(left, most) if left >= _LEAST_NAME else most
 

@@ -30,6 +30,8 @@ _NAME_NBYTES = 8
 _SPARE = re.compile(rf"\.tfl-rewrite-[0-9a-f]{{{2 * _NAME_NBYTES}}}\.tmp")
 _NO_REPLACE = 1
 """``RENAME_NOREPLACE`` of renameat2(2)."""
+_RANGE_WRITE = 2
+"""``SYNC_FILE_RANGE_WRITE`` of sync_file_range(2)."""
 
 
 published: list[Path] = []
@@ -37,12 +39,19 @@ published: list[Path] = []
 
 
 class FileSink:
-    """Positioned writes into an open file, from any thread."""
+    """Positioned writes into an open file, from any thread.
 
-    __slots__ = ("descriptor",)
+    Args:
+        descriptor: The open file.
+        early: Whether what is written shall go to the disk at once, since somebody will wait for it there.
+    """
 
-    def __init__(self, descriptor: int) -> None:
+    __slots__ = ("_early", "_waiting", "descriptor")
+
+    def __init__(self, descriptor: int, *, early: bool = False) -> None:
         self.descriptor = descriptor
+        self._early = early
+        self._waiting = 0
 
     def write_at(self, data: bytes | memoryview, offset: int) -> None:
         """Writes all of ``data``, in pieces that bound what the kernel holds at once."""
@@ -50,6 +59,19 @@ class FileSink:
         done = 0
         while done < len(view):
             done += os.pwrite(self.descriptor, view[done : done + _PIECE], offset + done)
+        if self._early:
+            # Of two threads that count at once one may go uncounted: what is late is waited for at the end.
+            self._waiting += len(view)
+            if self._waiting >= _PIECE:
+                self._waiting = 0
+                _start_writing(self.descriptor)
+
+
+def _start_writing(descriptor: int) -> None:
+    """Has the system begin to write what it holds of a file to the disk; where it cannot, that is later."""
+    with contextlib.suppress(OSError, AttributeError):
+        # From the start to the end of the file.
+        ctypes.CDLL(None).sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _RANGE_WRITE)
 
 
 def access_of(path: str | os.PathLike[str]) -> int:
@@ -375,7 +397,9 @@ def atomic_write(
     path = check_target(target, force=force)
     try:
         with nameless_file(path.parent, nbytes=nbytes, access=access) as file:
-            yield AtomicFile(file.path, path, force, file.sink, file)
+            # What replaces another file is on disk first, see publish: that is waited for.
+            sink = FileSink(file.descriptor, early=force and path.exists())
+            yield AtomicFile(file.path, path, force, sink, file)
     except FileAccessError as error:
         if error.file == os.fspath(path.parent):
             error.file = os.fspath(target)

@@ -82,6 +82,7 @@ def best(
     weights: npt.NDArray[Any] | None = None,
     *,
     largest: Float64 | None = None,
+    energy: Float64 | None = None,
 ) -> Float32:
     """Returns the scale of each row with the least weighted squared error, or very nearly so.
 
@@ -92,6 +93,8 @@ def best(
         levels: The integers.
         weights: ``[channels, elements]`` or ``[1, elements]``, not negative; None for ones.
         largest: The largest magnitude of each row, where it is known.
+        energy: The sum of the squares of each row, where it is known; in float32 or better. With many levels,
+            only rows whose largest value lies far out are read then.
 
     Returns:
         Float32 ``[channels]``; 1 for rows of zeros.
@@ -105,7 +108,8 @@ def best(
             # Two reductions make no copy.
             low, high = values.min(axis=1, initial=0.0), values.max(axis=1, initial=0.0)
             largest = np.maximum(high, -low).astype(np.float64)
-        left = np.flatnonzero(_outlying(values, largest))
+        energy = _energy(values) if energy is None else energy
+        left = np.flatnonzero(_outlying(energy, largest, columns))
         result = np.where(largest > 0, covering(np.ones((1, 1)), levels) * largest, 1.0)
     step = max(1, _WORK_ELEMENTS // max(1, columns))
     for start in range(0, left.size, step):
@@ -131,13 +135,19 @@ def best(
     return np.where(result == 1.0, 1.0, bounded(result)).astype(np.float32)
 
 
-def _outlying(values: npt.NDArray[Any], largest: Float64) -> npt.NDArray[np.bool_]:
-    """Looks for rows whose largest value lies far out, in one pass and without copies.
+def _outlying(energy: Float64, largest: Float64, columns: int) -> npt.NDArray[np.bool_]:
+    """Tells which rows have a largest value that may be :data:`OUTLYING`.
 
-    Returns:
-        Whether the largest magnitude of each row may be :data:`OUTLYING`: sums of float32 may be off by some
-        percent, so rows near that limit count among them.
+    Sums of float32 may be off by some percent, so rows near that limit count among them.
     """
+    # What leaves the range when it is squared tells nothing.
+    plain = (energy * OUTLYING**2 > _NEARLY * columns * largest**2) & (largest <= _LARGEST_SQUARED)
+    found: npt.NDArray[np.bool_] = ~plain
+    return found
+
+
+def _energy(values: npt.NDArray[Any]) -> Float64:
+    """Returns the sum of the squares of each row, in one pass and without copies."""
     rows, columns = values.shape
     energy = np.zeros(rows)
     step = max(1, _WORK_ELEMENTS // max(1, columns))
@@ -145,10 +155,7 @@ def _outlying(values: npt.NDArray[Any], largest: Float64) -> npt.NDArray[np.bool
         part = np.asarray(values[start : start + step], np.result_type(values.dtype, np.float32))
         with np.errstate(over="ignore"):
             energy[start : start + step] = np.einsum("ij,ij->i", part, part)
-    # What leaves the range when it is squared tells nothing.
-    plain = (energy * OUTLYING**2 > _NEARLY * columns * largest**2) & (largest <= _LARGEST_SQUARED)
-    found: npt.NDArray[np.bool_] = ~plain
-    return found
+    return energy
 
 
 def exact(values: Float64, levels: Levels, weights: npt.NDArray[Any] | None = None) -> Float64:

@@ -7,6 +7,7 @@ few hundred kilobytes, once for the scales and once while the integers are writt
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(LEVELS), np.f
 """A hair more, and the largest level times the scale is no float32 any more."""
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Int8 = npt.NDArray[np.int8]
 
 
@@ -132,6 +134,9 @@ def _most_at_once(channels: Channels) -> int:
 _MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
 """All of a float32 but its sign."""
 
+_BUFSIZE = 1024
+"""Elements that numpy gathers for one inner loop."""
+
 _LONG_RUN = 64
 """Elements of a channel in one piece that are looked at together."""
 
@@ -139,13 +144,21 @@ Spent = Callable[[int, int], None]
 """Called with the first byte and the number of bytes of a stretch of the values that is done with."""
 
 
-def absmax(values: npt.NDArray[np.generic], channels: Channels, *, spent: Spent | None = None) -> Float32:
+def absmax(
+    values: npt.NDArray[np.generic],
+    channels: Channels,
+    *,
+    spent: Spent | None = None,
+    energy: Float64 | None = None,
+) -> Float32:
     """Returns the largest magnitude of each channel.
 
     Args:
         values: Flat float32 or float16 constants, row-major; not copied.
         channels: How they fall into channels.
         spent: Called after each block.
+        energy: Float64 ``[channels]``: the squares of the values are added to it, summed in float32 within a
+            block. While a block is in the cache, that takes a fifth of the time of reading it again.
 
     Returns:
         Float32 ``[channels]``; NaN or infinite where a channel holds such a value.
@@ -157,9 +170,13 @@ def absmax(values: npt.NDArray[np.generic], channels: Channels, *, spent: Spent 
     work = np.empty(_most_at_once(channels), np.uint32)
     for start, rows, first, columns in blocks(channels):
         bits = work[: rows * columns].reshape(rows, columns)
-        np.bitwise_and(_block(values, start, rows, columns).view(np.uint32), _MAGNITUDE_BITS, out=bits)
+        block = _block(values, start, rows, columns)
+        np.bitwise_and(block.view(np.uint32), _MAGNITUDE_BITS, out=bits)
         target = slice(None) if by_column else slice(first, first + rows)
         np.maximum(result[target], bits.max(axis=0 if by_column else 1), out=result[target])
+        if energy is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                energy[target] += np.einsum("ij,ij->j" if by_column else "ij,ij->i", block, block)
         if spent is not None:
             spent(start * values.itemsize, rows * columns * values.itemsize)
     return result.view(np.float32)
@@ -218,24 +235,38 @@ def quantize(
         beyond = largest > scale * np.float32(min(-low, high) + 0.49)
     work = np.empty(_most_at_once(channels), np.float32)
     integers = np.empty(work.size, np.int8)
-    for start, rows, first, columns in blocks(channels):
-        size = rows * columns
-        rounded = work[:size].reshape(rows, columns)
-        step = scale[None, :] if by_column else scale[first : first + rows, None]
-        block = _block(values, start, rows, columns)
-        np.divide(block, step, out=rounded)
-        np.rint(rounded, out=rounded)
-        if beyond[slice(None) if by_column else slice(first, first + rows)].any():
-            np.clip(rounded, low, high, out=rounded)
-        np.copyto(integers[:size].reshape(rows, columns), rounded, casting="unsafe")
-        if error is not None:
-            np.multiply(rounded, step, out=rounded)
-            np.subtract(block, rounded, out=rounded)
-            error.signal += _energy(block)
-            error.noise += _energy(rounded)
-        emit(start, integers[:size])
-        if spent is not None:
-            spent(start * values.itemsize, size * values.itemsize)
+    with _short_loops():
+        for start, rows, first, columns in blocks(channels):
+            size = rows * columns
+            rounded = work[:size].reshape(rows, columns)
+            step = scale[None, :] if by_column else scale[first : first + rows, None]
+            block = _block(values, start, rows, columns)
+            np.divide(block, step, out=rounded)
+            np.rint(rounded, out=rounded)
+            if beyond[slice(None) if by_column else slice(first, first + rows)].any():
+                np.clip(rounded, low, high, out=rounded)
+            np.copyto(integers[:size].reshape(rows, columns), rounded, casting="unsafe")
+            if error is not None:
+                np.multiply(rounded, step, out=rounded)
+                np.subtract(block, rounded, out=rounded)
+                error.signal += _energy(block)
+                error.noise += _energy(rounded)
+            emit(start, integers[:size])
+            if spent is not None:
+                spent(start * values.itemsize, size * values.itemsize)
+
+
+@contextlib.contextmanager
+def _short_loops() -> Iterator[None]:
+    """Keeps numpy from copying the scale of a row once for each element, as it does for rows of up to 4,096.
+
+    That is a third of the time of a division.
+    """
+    before = np.setbufsize(_BUFSIZE)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
 
 
 def _block(values: npt.NDArray[Any], start: int, rows: int, columns: int) -> Float32:

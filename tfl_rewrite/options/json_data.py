@@ -21,7 +21,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -211,7 +211,7 @@ def _keys(kind: type[Any]) -> tuple[tuple[str, Key], ...]:
     return tuple((name, rows[name]) for name in order if not rows[name].left_out)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class JsonFormat:
     """One format: an object with the keys ``format`` and ``version`` among others.
 

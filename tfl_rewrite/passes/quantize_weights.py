@@ -12,7 +12,7 @@ what became of it or why it stayed; where it is stored otherwise than asked for,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import ClassVar
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult
@@ -23,6 +23,7 @@ from tfl_rewrite.kernels.operators import Reading
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Quantization, Tensor
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.option import TEXT, Kind, Role, Taken, check_options, option
 from tfl_rewrite.options.patterns import REGEXES, compile_all
 from tfl_rewrite.passes.simplify import SIMPLIFY, after_simplify
@@ -53,7 +54,7 @@ def _check_map(text: str) -> None:
         Recipe.parse(text)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@frozen(kw_only=True)
 class QuantizeWeights(Pass):
     """Stores float weights as int8, int6, int4, int2 or float16.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import Rows, deflated
 from tfl_rewrite.numerics.pruning import kept
 from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Silenced
+from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.weights.grids import Choice, Constant
 from tfl_rewrite.weights.rounders import Fitting, Rounder, Work
@@ -301,7 +302,7 @@ def _decibels(gains: dict[str, float] | None) -> dict[str, float]:
     return {name: round(each, 2) for name, each in (gains or {}).items()}
 
 
-@dataclass(slots=True, kw_only=True)
+@slotted(kw_only=True)
 class WeightChange(JsonData):
     """A constant that is stored smaller now.
 

@@ -137,7 +137,7 @@ class WeightPlan:
             blob: The bytes of the constant; its buffer may hold others by now.
             position: Of its buffer in the model.
         """
-        item = made.item
+        item, key = made.item, (blob.identity, made.channels)
         return Work(
             item.value.name,
             position,
@@ -149,9 +149,10 @@ class WeightPlan:
             made.levels,
             tuple(item.uses),
             tuple(reading.value for reading in made.readings),
-            self.magnitudes.known[(blob.identity, made.channels)],
+            self.magnitudes.known[key],
             blob,
             made.stored_dtype,
+            self.magnitudes.energy[key],
         )
 
     def works(self, decisions: Sequence[Decision]) -> list[Work]:
@@ -198,6 +199,7 @@ class WeightPlan:
     def _settle(self, items: list[Candidate]) -> list[Decision]:
         """Decides until nothing more drops out: a constant that stays may change what its readers can do."""
         self.axes = ScaleAxes(self.by_value, self.magnitudes)
+        self._read_ahead(items)
         while True:
             self.forms = WeightForms(
                 self.min_runtime, self.by_value, self._can_be_int8, self.magnitudes, self.axes
@@ -387,6 +389,23 @@ class WeightPlan:
             return False
         encoding = self.encodings[id(item)]
         return encoding.form.is_int8 and encoding.block is None and encoding.scheme is not Scheme.DEQUANTIZE
+
+    def _read_ahead(self, items: list[Candidate]) -> None:
+        """Reads weights along the axis that their scales are likely to lie, several at a time.
+
+        Readers are asked one after the other, and some look at the values.
+        """
+        wanted: dict[tuple[object, Channels], tuple[Candidate, Channels]] = {}
+        for item in items:
+            encoding, blob = self.encodings[id(item)], item.stored.buffer.blob
+            if id(item) in self.blocked or not encoding.form.is_integer or encoding.block is not None:
+                continue
+            if item.is_weight and blob is not None and (axes := self.axes.axes(item)):
+                channels = Channels.along(item.shape, axes[0])
+                wanted.setdefault((blob.identity, channels), (item, channels))
+        rows = list(wanted.values())
+        nbytes = sum(item.stored.buffer.nbytes for item, _ in rows)
+        current().each(lambda row: self.magnitudes.of(*row), rows, nbytes=nbytes)
 
     def _measure(self, decisions: list[Decision]) -> None:
         """Reads the constants for their scales, several at a time; drops those that are not finite."""

@@ -56,6 +56,7 @@ class Work:
         uses: Who reads it, and at which input.
         readings: How each of them does: ``hybrid``, ``lookup``, ``dequantize``.
         largest: Float32 ``[channels]``: the largest magnitude of each.
+        energy: Float64 ``[channels]``: the sum of the squares of each, where it is known.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Work:
     largest: Float32
     _blob: Blob = field(repr=False)
     _stored: int
+    energy: Float64 | None = None
 
     def values(self) -> np.ndarray[Any, Any]:
         """Returns the flat values, float32 or float16; a view of the file, not a copy."""
@@ -198,6 +200,7 @@ class Clipped(Rounder):
         whole = values.reshape(channels.outer, channels.channels, channels.inner)
         per_channel = max(1, channels.outer * channels.inner)
         step = max(1, _SLICE_ELEMENTS // per_channel)
+        energy = work.energy if per_channel <= _SAMPLED_ELEMENTS else None
         for first in range(0, channels.channels, step):
             part = whole[:, first : first + step]
             if per_channel > _SAMPLED_ELEMENTS:
@@ -209,7 +212,8 @@ class Clipped(Rounder):
                 ends = work.largest[first : first + step, None].astype(rows.dtype)
                 rows = np.concatenate([rows, ends], axis=1)
             largest = work.largest[first : first + step].astype(np.float64)
-            result[first : first + step] = clipping.best(rows, work.levels, largest=largest)
+            known = None if energy is None else energy[first : first + step]
+            result[first : first + step] = clipping.best(rows, work.levels, largest=largest, energy=known)
             if channels.outer == 1:
                 width = channels.inner * values.itemsize
                 work.release(first * width, min(step, channels.channels - first) * width)

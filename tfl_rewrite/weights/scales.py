@@ -28,7 +28,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Operator
 from tfl_rewrite.numerics import symmetric
-from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Float32, Float64, Levels
 from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.storage import StorageForm, zero_points_nbytes
@@ -54,8 +54,6 @@ _LEAST_SHARED = 4
 _LEAST_NOISE = 1e-12
 """Below that, no error counts."""
 
-Float64 = npt.NDArray[np.float64]
-
 
 def weight_axis(row: OperatorRow, operator: Operator, rank: int) -> int | None:
     """Returns the channel axis of an operator's weight, counted from the front."""
@@ -71,12 +69,15 @@ class Magnitudes:
 
     Attributes:
         known: Float32 ``[channels]``: the largest magnitude of each, by constant and channels.
+        energy: Float64 ``[channels]``: the sum of the squares of each, by the same; see
+            :func:`tfl_rewrite.numerics.symmetric.absmax`.
         noise: The error that rounding to the nearest leaves; see :meth:`ScaleAxes.noise`.
     """
 
     known: dict[tuple[object, Channels], Float32] = field(default_factory=dict)
+    energy: dict[tuple[object, Channels], Float64] = field(default_factory=dict)
     noise: dict[tuple[object, ...], float] = field(default_factory=dict)
-    _finer: dict[object, Float32] = field(default_factory=dict)
+    _finer: dict[object, tuple[Float32, Float64]] = field(default_factory=dict)
     _held: dict[object, Blob] = field(default_factory=dict)
 
     def of(self, item: Candidate, channels: Channels) -> Float32:
@@ -88,12 +89,15 @@ class Magnitudes:
         if known is None:
             finer = self._finer.get(blob.identity) if channels.channels == 1 else None
             if finer is not None:
-                known = finer.max(keepdims=True)
+                known, energy = finer[0].max(keepdims=True), finer[1].sum(keepdims=True)
             else:
-                known = symmetric.absmax(_values(item, blob), channels, spent=blob.release)
+                energy = np.zeros(channels.channels)
+                known = symmetric.absmax(_values(item, blob), channels, spent=blob.release, energy=energy)
             # A blob that is gone would leave its identity to another one.
             self._held[blob.identity] = blob
-            self.known[key] = self._finer[blob.identity] = known
+            self._finer[blob.identity] = known, energy
+            self.energy[key] = energy
+            self.known[key] = known
         return known
 
 

@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from tfl_rewrite.editing.editor import Editor
@@ -55,7 +55,7 @@ class Part:
     take: Callable[[Int8], Int8] | None = None
 
 
-@dataclass(frozen=True)
+@frozen
 class StorageForm(ABC):
     """One way to store the elements of a constant.
 
