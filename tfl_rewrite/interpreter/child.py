@@ -22,7 +22,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,6 +194,9 @@ class Runtime:
 
 
 def _version(distribution: str, module: Any) -> str:
+    # It takes a while to load, and who only reads arrays with this file needs none of it.
+    from importlib import metadata
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

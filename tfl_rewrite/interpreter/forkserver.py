@@ -92,7 +92,7 @@ def main(sandbox: Any, *modules: str) -> None:
 
     Args:
         sandbox: The script of that name, which started this one outside of any walls.
-        modules: What to import, by name.
+        modules: What to import, by name; scripts, which copies run or import, by path.
     """
     control = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -102,7 +102,7 @@ def main(sandbox: Any, *modules: str) -> None:
     # Ignored, as some start programs, it would leave nobody to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for module in modules:
-        importlib.import_module(module)
+        (sandbox.load if module.endswith(".py") else importlib.import_module)(module)
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         # The other threads would be missing in a copy.
         return

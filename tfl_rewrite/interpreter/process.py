@@ -56,6 +56,8 @@ INHERITED = (
 _PATHS = ("LD_LIBRARY_PATH", "PYTHONPATH")
 _SANDBOX = Path(__file__).with_name("sandbox.py")
 _PACKAGE = Path(__file__).parents[1]
+_LOADED = ("importlib.metadata", *(str(_SANDBOX.with_name(f"{name}.py")) for name in ("child", "interface")))
+"""What the process that is forked loads beside a runtime: what each fork would load again."""
 _NAME = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _DTYPE = re.compile(r"[<>|=]?[biufcV]\d{1,3}")
 _CHUNK = 1 << 20
@@ -118,7 +120,9 @@ class RuntimeChoice:
         if row is None or not row.forks or self.wanted != self.given:
             return None
         return Forking(
-            python=str(Path(self.python).absolute()), modules=(row.module,), environment=environment()
+            python=str(Path(self.python).absolute()),
+            modules=(row.module, *_LOADED),
+            environment=environment(),
         )
 
     @property

@@ -472,8 +472,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def load(path: str) -> Any:
-    """Imports a script by its path."""
-    spec = importlib.util.spec_from_file_location(f"_tfl_rewrite_{Path(path).stem}", path)
+    """Imports a script by its path, once."""
+    name = f"_tfl_rewrite_{Path(path).stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Annotations of dataclasses are looked up there.
