@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent.parent / PACKAGE
 FRONT = ("__init__", "__main__")
 LOOSE = ("errors", "work")
 
-MOST_FILES = 262
+MOST_FILES = 263
 """No more than there are."""
 AIMED_FILES = 165
 """What the design aims at."""
@@ -41,7 +41,6 @@ LONG_MODULES: dict[str, str] = {
     "files/atomic.py": "one promise: written aside, locked, renamed, and taken back on every way out",
     "files/source.py": "the way from a file to a model and back, with what bytes may be left out",
     "files/foreign.py": "one table of what files that are no models are, with how each is told",
-    "flatbuf/writer.py": "one layout, planned and written",
     "integers/border.py": "one border: how its tensors hold values, and each change of that",
     "editing/size_rules.py": "one rule an operator, as one table",
     "integers/modes.py": "one decision, with each reason why an operator stays float",

@@ -43,7 +43,7 @@ ORDERS = """
 import importlib, os, pkgutil, sys, types
 
 # Heavy and not ours: loaded once, for all children.
-import numpy, flatbuffers
+import numpy
 
 names = sys.argv[1:]
 assert "tfl_rewrite" not in sys.modules

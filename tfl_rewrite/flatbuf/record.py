@@ -157,6 +157,7 @@ SCALARS = {
     item.name: item
     for item in (BOOL, INT8, UINT8, INT16, UINT16, INT32, UINT32, INT64, UINT64, FLOAT32, FLOAT64)
 }
+_PACKERS = {item.code: struct.Struct("<" + item.code).pack for item in SCALARS.values()}
 _PYTHON: Mapping[str, Callable[[Any], Any]] = {"f": float, "d": float, "?": lambda text: bool(int(text))}
 """What a default becomes; else a whole number."""
 
@@ -249,7 +250,7 @@ def packed(scalar: Scalar, value: Any) -> bytes:
     """Returns the little-endian bytes of a number."""
     if isinstance(value, NotANumber) and scalar.code == "f":
         return value.raw
-    return struct.pack("<" + scalar.code, value)
+    return _PACKERS[scalar.code](value)
 
 
 class ScalarVector:

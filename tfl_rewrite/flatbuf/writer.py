@@ -1,10 +1,10 @@
 """Records to bytes: plan every offset first, then write the blobs.
 
-``flatbuffers.Builder`` lays out the tables. A blob (a long vector of bytes, or one whose alignment the
-schema demands) is left out there: its slot holds a placeholder, the blob is placed after the Builder's
-bytes at its alignment, and the slot is patched. Offsets point forward, so the result is a legal FlatBuffer,
-and blobs go from file to file in pieces. A :class:`FilePosition` in a number's place stands for a blob
-outside of the FlatBuffer, addressed from the start of the file.
+:mod:`tfl_rewrite.flatbuf.builder` lays out the tables. A blob (a long vector of bytes, or one whose alignment
+the schema demands) is left out there: its slot holds zero, the blob is placed after the tables at its
+alignment, and the slot is patched. Offsets point forward, so the result is a legal FlatBuffer, and blobs go
+from file to file in pieces. A :class:`FilePosition` in a number's place stands for a blob outside of the
+FlatBuffer, addressed from the start of the file.
 
 Equal strings, vectors and tables are stored once. Same records, same bytes.
 """
@@ -16,9 +16,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from flatbuffers.builder import Builder
-
 from tfl_rewrite.errors import InvariantError, UnsupportedError
+from tfl_rewrite.flatbuf.builder import Builder, Placed
 from tfl_rewrite.flatbuf.reader import MAX_DEPTH
 from tfl_rewrite.flatbuf.record import (
     UINT8,
@@ -38,6 +37,8 @@ MAX_NBYTES = (1 << 31) - 1
 
 _BLOB_NBYTES = 1024
 _BLOB_ALIGN = 16
+_LEAST_LEAF = 5
+"""Bytes of what fills a gap: its count, and something."""
 
 
 @frozen
@@ -118,23 +119,18 @@ class _Planner:
         self.align = align
         self.packing = packing
         self.leaves_apart = leaves_apart
-        self.builder = Builder(1 << 16)
-        self.strings: dict[str, int] = {}
-        self.vectors: dict[object, int] = {}
+        self.builder = Builder()
         self.tables: dict[object, int] = {}
         self.by_record: dict[int, int] = {}
-        # Slots to patch, as distances from the end of the Builder's bytes, with what they refer to.
-        self.inline_slots: list[tuple[int, object]] = []
-        self.outside_slots: list[tuple[int, object]] = []
+        # Of tables that have the same fields: name, slot, width and default of each.
+        self.rows: dict[object, list[tuple[str, int, int, bytes | None, FieldSpec]]] = {}
         self.inline: dict[object, tuple[Writable, int]] = {}
         self.outside: dict[object, tuple[Writable, int]] = {}
         self.leaves: dict[object, _Leaf] = {}
         self.fillers: list[tuple[object, _Leaf]] = []
 
     def plan(self, root: Record) -> Plan:
-        root_offset = self.table(root, 0)
-        self.builder.Finish(root_offset, self.schema.identifier or None)
-        head = bytearray(self.builder.Output())
+        head = self.builder.finish(self.table(root, 0), self.schema.identifier)
         tables_nbytes = len(head)
         writes: list[tuple[int, Writable]] = []
         placed: dict[object, int] = {}
@@ -150,16 +146,18 @@ class _Planner:
             end = write[0] + write[1].nbytes
         if end > MAX_NBYTES:
             raise UnsupportedError(f"the FlatBuffer would take {end} bytes, more than its offsets reach")
-        for distance, key in self.inline_slots:
+        for distance, value in self.builder.unset:
             position = tables_nbytes - distance
-            struct.pack_into("<I", head, position, placed[key] - position)
+            if isinstance(value, _Blob):
+                struct.pack_into("<I", head, position, placed[value.key] - position)
         flatbuffer_nbytes = end
         for key, start, blob in self._places(self.outside, end, 0):
             placed[key] = start
             writes.append((start, blob))
             end = start + blob.nbytes
-        for distance, key in self.outside_slots:
-            struct.pack_into("<Q", head, tables_nbytes - distance, placed[key])
+        for distance, value in self.builder.unset:
+            if isinstance(value, FilePosition):
+                struct.pack_into("<Q", head, tables_nbytes - distance, placed[value.blob.identity])
         return Plan(bytes(head), writes, flatbuffer_nbytes, end)
 
     def _place_leaves(self, head: bytearray, placed: dict[object, int]) -> None:
@@ -183,6 +181,8 @@ class _Planner:
         writes: list[tuple[int, Writable]] = []
         waiting = []
         start = _aligned(end, 4)
+        if stop - start < _LEAST_LEAF:
+            return writes
         for key, leaf in self.fillers:
             if start + len(leaf.data) <= stop:
                 writes.append((start, ScalarVector(UINT8, leaf.data)))
@@ -236,56 +236,64 @@ class _Planner:
             )
         if depth >= MAX_DEPTH:
             raise InvariantError(f"tables nest too deep at {record.spec.name}")
-        children: list[tuple[FieldSpec, Any, object]] = []
-        # By slot, whatever the order in which a pass set the fields, so that a file read back lays out alike.
-        for field in sorted((record.spec.by_name[name] for name in record.values), key=_slot):
-            value = record.values[field.name]
-            if not self.packing.defaults and _is_default(field, value):
-                continue
-            child, token = self._child(field, value, depth)
-            children.append((field, child, token))
-        key = (record.spec.name, tuple((field.slot, token) for field, _, token in children))
+        children: list[Placed] = []
+        tokens: list[object] = [record.spec.name]
+        names = (record.spec.name, *record.values)
+        rows = self.rows.get(names)
+        if rows is None:
+            # By slot, whatever the order in which a pass set them, so that a file read back lays out alike.
+            fields = sorted(map(record.spec.by_name.__getitem__, record.values), key=_slot)
+            rows = self.rows[names] = [(field.name, field.slot, *_number(field), field) for field in fields]
+        child: object
+        token: object
+        for name, slot, width, default, field in rows:
+            value = record.values[name]
+            if default is None:
+                child, token = self._child(field, value, depth)
+            elif isinstance(value, FilePosition):
+                child, token = value, ("outside", value.blob.identity)
+                self.outside.setdefault(token[1], (value.blob, max(value.align, self.align)))
+            else:
+                assert field.scalar is not None
+                child = token = packed(field.scalar, value)
+                # By bits, since -0.0 equals 0.0.
+                if child == default and not self.packing.defaults:
+                    continue
+            children.append((-width, slot, child))
+            tokens += (slot, token)
+        key = tuple(tokens)
         offset = self.tables.get(key)
         if offset is None:
-            offset = self._emit(record, children)
-            self.tables[key] = offset
+            offset = self.tables[key] = self.builder.table(children)
         self.by_record[id(record)] = offset
         return offset
 
-    def _child(self, field: FieldSpec, value: Any, depth: int) -> tuple[Any, object]:
+    def _child(self, field: FieldSpec, value: Any, depth: int) -> tuple[object, object]:
         """Writes what a field refers to; returns what goes into the slot and a token for equality."""
         kind = field.kind
-        if kind is Kind.SCALAR:
-            if isinstance(value, FilePosition):
-                key = value.blob.identity
-                self.outside.setdefault(key, (value.blob, max(value.align, self.align)))
-                return value, ("outside", key)
-            assert field.scalar is not None
-            raw = packed(field.scalar, value)
-            return raw, raw
         if self.leaves_apart and kind is Kind.STRING:
             raw = value.encode("utf-8", "surrogateescape")
             leaf = self._leaf(len(raw), raw + b"\0", 4)
             return leaf, leaf.key
         if kind is Kind.STRING:
-            offset = self._string(value)
+            offset = self.builder.string(value)
         elif kind in (Kind.TABLE, Kind.UNION):
             offset = self.table(value, depth + 1)
         elif kind is Kind.STRINGS:
-            offset = self._offsets([self._string(item) for item in value])
+            offset = self.builder.offsets([self.builder.string(item) for item in value])
         elif kind is Kind.TABLES:
-            offset = self._offsets([self.table(item, depth + 1) for item in value])
+            offset = self.builder.offsets([self.table(item, depth + 1) for item in value])
         elif _is_blob(field, value):
             key = (value.identity, field.align)
             self.inline.setdefault(key, (value, max(field.align, self.align)))
             return _Blob(key), ("blob", key)
-        elif self.leaves_apart:
-            assert field.scalar is not None
-            align = max(field.align, field.scalar.nbytes, 4)
-            leaf = self._leaf(len(value), bytes(value.raw), align)
-            return leaf, leaf.key
         else:
-            offset = self._scalars(field, value)
+            assert field.scalar is not None
+            raw, align = bytes(value.raw), max(field.align, field.scalar.nbytes, 4)
+            if self.leaves_apart:
+                leaf = self._leaf(len(value), raw, align)
+                return leaf, leaf.key
+            offset = self.builder.scalars(field.scalar, raw, align)
         return offset, offset
 
     def _leaf(self, count: int, raw: bytes, align: int) -> _Blob:
@@ -293,60 +301,6 @@ class _Planner:
         key = ("leaf", count, raw, align)
         self.leaves.setdefault(key, _Leaf(struct.pack("<I", count) + raw, align))
         return _Blob(key)
-
-    def _string(self, text: str) -> int:
-        offset = self.strings.get(text)
-        if offset is None:
-            offset = self.builder.CreateString(text.encode("utf-8", "surrogateescape"))
-            self.strings[text] = offset
-        return offset
-
-    def _scalars(self, field: FieldSpec, value: ScalarVector) -> int:
-        assert field.scalar is not None
-        raw = bytes(value.raw)
-        align = max(field.align, field.scalar.nbytes)
-        key = (raw, field.scalar.nbytes, align)
-        offset = self.vectors.get(key)
-        if offset is None:
-            builder = self.builder
-            builder.StartVector(field.scalar.nbytes, len(raw) // field.scalar.nbytes, align)
-            head = builder.head - len(raw)
-            builder.head = head
-            builder.Bytes[head : head + len(raw)] = raw
-            offset = builder.EndVector()
-            self.vectors[key] = offset
-        return offset
-
-    def _offsets(self, items: list[int]) -> int:
-        key = ("offsets", tuple(items))
-        offset = self.vectors.get(key)
-        if offset is None:
-            self.builder.StartVector(4, len(items), 4)
-            for item in reversed(items):
-                self.builder.PrependUOffsetTRelative(item)
-            offset = self.builder.EndVector()
-            self.vectors[key] = offset
-        return offset
-
-    def _emit(self, record: Record, children: list[tuple[FieldSpec, Any, object]]) -> int:
-        builder = self.builder
-        builder.StartObject(children[-1][0].slot + 1 if children else 0)
-        # Wide fields first, so that little is lost to padding.
-        for field, child, _ in sorted(children, key=lambda item: (-_width(item[0]), item[0].slot)):
-            if isinstance(child, _Blob):
-                builder.PrependUint32(0)
-                self.inline_slots.append((builder.Offset(), child.key))
-            elif isinstance(child, FilePosition):
-                builder.PrependUint64(0)
-                self.outside_slots.append((builder.Offset(), child.blob.identity))
-            elif isinstance(child, bytes):
-                builder.Prep(len(child), 0)
-                builder.head -= len(child)
-                builder.Bytes[builder.head : builder.head + len(child)] = child
-            else:
-                builder.PrependUOffsetTRelative(child)
-            builder.Slot(field.slot)
-        return int(builder.EndObject())
 
 
 @frozen
@@ -381,12 +335,12 @@ class _CountedBlob:
         self.blob.write_to(sink, offset + 4)
 
 
-def _is_default(field: FieldSpec, value: Any) -> bool:
-    """Whether a number reads the same when it is absent; by bits, since -0.0 equals 0.0."""
-    if field.kind is not Kind.SCALAR or field.scalar is None or isinstance(value, FilePosition):
-        return False
-    code = "<" + field.scalar.code
-    return field.default is not None and struct.pack(code, value) == struct.pack(code, field.default)
+def _number(field: FieldSpec) -> tuple[int, bytes | None]:
+    """Returns the width of a field in its table, and the default of a number as bytes, None for others."""
+    if field.kind is not Kind.SCALAR:
+        return 4, None
+    assert field.scalar is not None
+    return field.scalar.nbytes, b"" if field.default is None else packed(field.scalar, field.default)
 
 
 def _is_blob(field: FieldSpec, value: Any) -> bool:
@@ -399,10 +353,6 @@ def _is_blob(field: FieldSpec, value: Any) -> bool:
 
 def _slot(field: FieldSpec) -> int:
     return field.slot
-
-
-def _width(field: FieldSpec) -> int:
-    return field.scalar.nbytes if field.kind is Kind.SCALAR and field.scalar else 4
 
 
 def _aligned(offset: int, align: int) -> int:
