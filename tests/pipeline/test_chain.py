@@ -102,6 +102,32 @@ def test_stages_stand_around_a_model_and_arguments_keep_their_names(tmp_path: Pa
 
 
 @pytest.mark.runtime
+def test_an_input_of_the_first_goes_to_the_second_as_the_first_takes_it(tmp_path: Path) -> None:
+    first, net = dense(tmp_path / "a.tflite"), Net(1)
+    scores, given = net.input("scores", (1, 4)), net.input("x", (1, 6))
+    hidden = net.dense(scores, net.weights("v", (6, 4)), "hidden")
+    net.output(net.add("ADD", [hidden, given], "sum", (1, 6)))
+    net.sign("serving_default")
+    save(net.model, tmp_path / "b.tflite")
+    files, out = [first, tmp_path / "b.tflite"], tmp_path / "out.tflite"
+    stages = ["cast:uint8", "normalize:mean=100,std=50"]
+    report = chain(files, out, ChainOptions(connect=["x_scores=scores", "x=x"], prepend=stages), judging=ONCE)
+    assert report.verdict is not None and report.verdict.passed
+    main = load(out).subgraphs[0]
+    assert [(item.name, item.dtype_name) for item in main.inputs] == [("x", "UINT8")]
+    (add,) = (item for item in main.operators if item.code.name == "ADD")
+    (maker,) = (item for item in main.operators if add.inputs[1] in item.outputs)
+    assert maker.code.name == "MUL"
+    # Two models beside each other, on one input.
+    files[1] = dense(tmp_path / "c.tflite", seed=3)
+    with pytest.raises(UsageError, match="takes nothing that the first gives; say --keep-outputs"):
+        chain(files, tmp_path / "d.tflite", ChainOptions(connect=["x=x"]), judging=NOTHING)
+    options = ChainOptions(connect=["x=x"], keep_outputs=True)
+    report = chain(files, tmp_path / "d.tflite", options, judging=ONCE)
+    assert report.verdict is not None and report.verdict.passed and len(report.verdict.outputs) == 2
+
+
+@pytest.mark.runtime
 def test_types_are_converted_between(tmp_path: Path) -> None:
     first, second = dense(tmp_path / "a.tflite"), integers(tmp_path / "b.tflite")
     report = chain([first, second], tmp_path / "one.tflite", judging=ONCE)

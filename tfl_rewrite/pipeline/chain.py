@@ -67,8 +67,8 @@ class ChainOptions:
     """How :func:`tfl_rewrite.chain` makes one model.
 
     Attributes:
-        connect: ``OUTPUT=INPUT``: an output of the first model, and the input of the second that takes it;
-            by names of tensors or of signatures, or ``#NUMBER`` of the tensor.
+        connect: ``OUTPUT=INPUT``: an output (or input) of the first model, and the input of the second that
+            takes it; by names of tensors or of signatures, or ``#NUMBER`` of the tensor.
         prepend: What stands before an input, in the order in which values go through it.
         append: What stands behind an output, in that order.
         keep_outputs: Whether outputs of the first model that nothing takes stay outputs.
@@ -85,8 +85,9 @@ class ChainOptions:
 
     connect: tuple[str, ...] = option(
         (),
-        "an output of the first model, and the input of the second that takes it; repeatable. Without it: "
-        "the only ones, or those of equal names, or in their order where types and shapes leave one way",
+        "an output of the first model, and the input of the second that takes it; repeatable. An input of "
+        "the first may stand there: both take it then. Without it: the only ones, or those of equal names, "
+        "or in their order where types and shapes leave one way",
         metavar="OUTPUT=INPUT",
     )
     prepend: tuple[str, ...] = option(
@@ -241,9 +242,11 @@ class _Work:
         second: list[End] = []
         if len(models) == 2:
             second = ends_of(models[1], takes[1], outputs=False, number=1)
-            links = links_of(ends_of(models[0], gives, outputs=True), second, self.options.connect)
+            links = links_of(ends_of(models[0], gives, outputs=True), second, self.options.connect, first)
             if not links:
                 raise UsageError("nothing is connected", remedy="say --connect OUTPUT=INPUT")
+            if min(links.values()) >= len(gives) and not self.options.keep_outputs:
+                raise UsageError("the second takes nothing that the first gives", remedy="say --keep-outputs")
         elif self.options.connect:
             raise UsageError("--connect is for two models", remedy="name a second one")
         open_ends = [end for place, end in enumerate(second) if place not in links]
@@ -257,8 +260,9 @@ class _Work:
         ends = ends_of(models[0], [(number, at) for _, at in gives], outputs=True)
         if len(models) == 2:
             rest = iter(feeds[len(first) :])
+            given = [*ends, *(replace(end, feed=feed) for end, feed in zip(first, feeds, strict=False))]
             into = [
-                self._connected(wiring, ends[links[place]], end) if place in links else next(rest)
+                self._connected(wiring, given[links[place]], end) if place in links else next(rest)
                 for place, end in enumerate(second)
             ]
             number = wiring.add(names[1], models[1], self.sources[1], into)

@@ -269,13 +269,16 @@ def shapes_in_a_run(sources: Sequence[Source], end: End, settings: Judging) -> I
                 yield value.shape
 
 
-def links_of(outputs: Sequence[End], inputs: Sequence[End], texts: Sequence[str]) -> dict[int, int]:
+def links_of(
+    outputs: Sequence[End], inputs: Sequence[End], texts: Sequence[str], taken: Sequence[End] = ()
+) -> dict[int, int]:
     """Returns for places of inputs of the second model those of the outputs of the first that feed them.
 
     Args:
         outputs: Of the first model.
         inputs: Of the second.
         texts: ``OUTPUT=INPUT``; without any, what is clear by itself.
+        taken: Inputs of the first model, which both may take; their places follow those of the outputs.
 
     Raises:
         UsageError: A name is unknown, an input is fed twice, or it is not clear what feeds what.
@@ -288,15 +291,17 @@ def links_of(outputs: Sequence[End], inputs: Sequence[End], texts: Sequence[str]
         halves = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "="]
         if not halves:
             raise UsageError(f"--connect {text!a}", remedy="say OUTPUT=INPUT, such as embedding=x")
-        known = [pair for pair in halves if _is_known(outputs, pair[0]) and _is_known(inputs, pair[1])]
+        known = [
+            pair for pair in halves if _is_known([*outputs, *taken], pair[0]) and _is_known(inputs, pair[1])
+        ]
         one, other = (known or halves)[0]
-        output, place = (
-            find(outputs, one, "output of the first model"),
-            find(inputs, other, "input of the second model"),
-        )
+        place = find(inputs, other, "input of the second model")
         if place in links:
             raise UsageError(f"two outputs are connected with {other!r}", remedy="connect one")
-        links[place] = output
+        if _is_known(taken, one) and not _is_known(outputs, one):
+            links[place] = len(outputs) + find(taken, one, "input of the first model")
+        else:
+            links[place] = find(outputs, one, "output of the first model")
     return links
 
 
