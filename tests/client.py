@@ -16,6 +16,7 @@ from tfl_rewrite.editing.shapes import Shapes
 from tfl_rewrite.errors import InvariantError
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Operator, SubGraph, Tensor
+from tfl_rewrite.passes.drop_channels import DropChannels
 from tfl_rewrite.passes.equalize import Equalize
 from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
 from tfl_rewrite.passes.fold_constants import FoldConstants
@@ -68,6 +69,7 @@ def passes() -> list[tfl.Pass]:
         tfl.SetMetadata(labels="labels.txt"),
         tfl.Retarget(target="tflm"),
         FoldBatchNorms(before=False),
+        DropChannels(),
         tfl.Simplify(fold=False, grow=False),
         tfl.Quantize(activations="int16", float_islands="refuse", ranges="ranges.json", effort="fast"),
         tfl.Quantize(target="2.14"),

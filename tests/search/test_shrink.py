@@ -34,8 +34,10 @@ from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.clock import Clock
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
+from tfl_rewrite.search.session import Wanted
+from tfl_rewrite.search.shrink import opened_for
 from tfl_rewrite.search.standing import Found, Standing
-from tfl_rewrite.search.trials import Rounding
+from tfl_rewrite.search.trials import Frame, Rounding
 from tfl_rewrite.search.units import grids_of
 from tfl_rewrite.weights.payloads import WeightChange
 from tfl_rewrite.weights.rounders import Effort
@@ -423,6 +425,25 @@ def test_usage(
     with pytest.raises(UsageError, match=expected):
         search(digits, tmp_path / "out.tflite", **more)
     assert not (tmp_path / "out.tflite").exists()
+
+
+@pytest.mark.runtime
+def test_channels_that_nothing_needs_go_first_where_outputs_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = Net(3)
+    weights = net.random.standard_normal((96, 64)).astype(np.float32)
+    weights[48:] *= np.float32(1e-20)
+    made = net.dense(net.input("x", (1, 64)), net.constant("first", weights), "made", net.weights("b", (96,)))
+    net.output(net.dense(net.add("RELU", [made], "cut", (1, 96)), net.weights("second", (32, 96)), "y"))
+    path, goal, judging = tmp_path / "in.tflite", Goal(min_snr=20, effort="fast"), Judging(samples=2)
+    save(net.model, path)
+    report = tfl_rewrite.shrink(path, tmp_path / "out.tflite", goal, judging=judging)
+    assert report.recipe().startswith("# tfl-rewrite run IN OUT --pass drop-channels\n")
+    assert load(tmp_path / "out.tflite").subgraphs[0].tensor("made").shape == (1, 48)
+    monkeypatch.setattr("tfl_rewrite.passes.drop_channels._NOTHING", 0.9)
+    with opened_for(Wanted(goal=goal, frame=Frame(path), judging=judging)) as opened:
+        assert opened.wanted.frame.before == (), "they were needed"
 
 
 @pytest.mark.runtime

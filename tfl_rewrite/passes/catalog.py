@@ -27,6 +27,7 @@ NAMES = (
     "fold-constants",
     "fuse",
     "fold-batch-norms",
+    "drop-channels",
     "dedup",
     "remove-noops",
     "simplify",

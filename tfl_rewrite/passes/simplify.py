@@ -1,11 +1,11 @@
 """simplify: the passes that leave fewer operators, round after round until none of them finds anything.
 
-In each round, in this order: ``remove-noops``, ``fuse``, ``fold-batch-norms``, ``fold-constants``, ``dedup``
-and ``remove-dead``; what one of them leaves is often what another looks for. Each keeps its own promise,
-which says what goes, what stays and may differ; ``fold-constants`` folds within its ``max-growth`` in all.
-Outputs are equal to the bit where nothing was folded into weights or computed in another order, and within
-120 dB where something was; ``--no-fold`` leaves that. Refuses when metadata refers to what would move
-(:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
+In each round, in this order: ``remove-noops``, ``fuse``, ``fold-batch-norms``, ``drop-channels``,
+``fold-constants``, ``dedup`` and ``remove-dead``; what one of them leaves is often what another looks for.
+Each keeps its own promise, which says what goes, what stays and may differ; ``fold-constants`` folds within
+its ``max-growth`` in all. Outputs are equal to the bit where nothing was folded into weights or computed in
+another order, and within 120 dB where something was; ``--no-fold`` leaves that. Refuses when metadata refers
+to what would move (:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class Simplify(Pass):
     def _steps(self, growth: int) -> Sequence[Pass]:
         """Returns the passes of a round, in which constants may grow by so many bytes."""
         from tfl_rewrite.passes.dedup import Dedup
+        from tfl_rewrite.passes.drop_channels import DropChannels
         from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
         from tfl_rewrite.passes.fold_constants import FoldConstants
         from tfl_rewrite.passes.fuse import FUSIONS, KINDS, Fuse
@@ -105,7 +106,7 @@ class Simplify(Pass):
         return (
             RemoveNoops(),
             Fuse() if self.fold else Fuse(only=tuple(kind for kind in KINDS if kind not in inexact)),
-            *((FoldBatchNorms(),) if self.fold else ()),
+            *((FoldBatchNorms(), DropChannels()) if self.fold else ()),
             FoldConstants(max_growth=growth),
             Dedup(pure_custom=self.pure_custom),
             RemoveDead(pure_custom=self.pure_custom),

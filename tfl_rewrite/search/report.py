@@ -15,6 +15,7 @@ from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.options.patterns import MOST_CHARACTERS, exact
+from tfl_rewrite.passes.drop_channels import DropChannels
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.integers import Integers, Tried
@@ -151,10 +152,13 @@ class ShrinkReport(JsonData):
         """Returns what is to be done before constants are stored otherwise, as a comment."""
         layers = [item for tried in self.tried if tried.chosen for item in tried.passes]
         words = [word for item in layers if isinstance(item, Integers) for word in item.recipe]
-        if not words:
-            return ""
-        lines = ["tfl-rewrite quantize IN OUT --inputs PATH", *words, "comes first: it makes integers."]
-        return "".join(f"# {line}\n" for line in lines) + "\n"
+        results = () if self.report is None else self.report.results
+        lines = []
+        if any(result.name == DropChannels.name and result.modified for result in results):
+            lines += [f"tfl-rewrite run IN OUT --pass {DropChannels.name}", "comes first: it drops channels."]
+        if words:
+            lines += ["tfl-rewrite quantize IN OUT --inputs PATH", *words, "comes next: it makes integers."]
+        return "".join(f"# {line}\n" for line in lines) + "\n" * bool(lines)
 
 
 def _way(item: Measured) -> tuple[object, ...]:

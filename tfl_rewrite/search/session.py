@@ -310,7 +310,8 @@ def _key(wanted: Wanted, base: QuantizeWeights, tried: Sequence[str], split: Spl
                     digest.update(piece)
     checked = wanted.judging
     words = (checked.samples, checked.seed, checked.runtime, checked.resolver)
-    settings = (base.effort, base.min_runtime, base.bias_correction, tuple(tried), split.crossed)
+    before = tuple(item.name for item in wanted.frame.before)
+    settings = (base.effort, base.min_runtime, base.bias_correction, tuple(tried), split.crossed, before)
     digest.update(repr((__version__, words, settings)).encode())
     return digest.hexdigest()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from tfl_rewrite.editing.base import Pass
+from tfl_rewrite.editing.base import Context, Pass
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.claims import Claim
 from tfl_rewrite.files.source import ModelLike, Source
@@ -19,6 +19,7 @@ from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
+from tfl_rewrite.passes.drop_channels import DropChannels
 from tfl_rewrite.passes.prune import Encode, Prune
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
@@ -113,7 +114,7 @@ def search_and_publish(
     Raises:
         ShrinkFailed, UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`shrink`.
     """
-    with session(_wanted(plan, goal), progress) as opened:
+    with opened_for(_wanted(plan, goal), progress) as opened:
         tried, steps = _all_tried(opened)
         best = next((item for item in tried if item.chosen), tried[0])
         made, found = replace(_report(plan, opened, best, tried), steps=steps), best.found
@@ -126,7 +127,7 @@ def search_and_publish(
         last = Plan(
             source=opened.wanted.frame.source,
             target=plan.target,
-            passes=(*_BEFORE, *best.passes, *_AFTER),
+            passes=(*opened.wanted.frame.before, *best.passes, *_AFTER),
             # Nothing is fitted any more: these judge only.
             settings=replace(
                 opened.far,
@@ -140,6 +141,28 @@ def search_and_publish(
             ready=lambda report: ready(replace(made, report=report)),
         )
         return replace(made, report=carry_out(last))
+
+
+@contextlib.contextmanager
+def opened_for(wanted: Wanted, progress: Progress | None = None) -> Iterator[Session]:
+    """Opens a search without the channels that nothing needs, where the original keeps the budget so.
+
+    Args:
+        wanted: What to search for, and with what.
+        progress: As for :func:`shrink`.
+
+    Raises:
+        UsageError, UnsupportedError: As for :func:`tfl_rewrite.search.session.session`.
+    """
+    drop, frame = DropChannels(), wanted.frame
+    if drop.run(Source.of(frame.source).model(), Context()).modified:
+        slim = replace(frame, before=(*frame.before, drop))
+        with session(replace(wanted, frame=slim), progress) as opened:
+            if opened.trials.measure({}).missing(wanted.goal) <= 0:
+                yield opened
+                return
+    with session(wanted, progress) as opened:
+        yield opened
 
 
 def _all_tried(opened: Session) -> tuple[list[Tried], tuple[Step, ...]]:
