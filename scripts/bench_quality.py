@@ -38,14 +38,18 @@ from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.search.anytime import Anytime
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.session import Wanted, session
-from tfl_rewrite.search.trials import Frame, Rounding
+from tfl_rewrite.search.search import key_of, snr_of
+from tfl_rewrite.search.session import Session, Wanted
+from tfl_rewrite.search.shrink import opened_for
+from tfl_rewrite.search.standing import Standing
+from tfl_rewrite.search.trials import Frame, Measured, Rounding
 from tfl_rewrite.search.units import base_pass
 from tfl_rewrite.weights.rounders import Effort
 
 THRESHOLDS = (20.0, 30.0, 40.0)
-ABOVE = (0.0, 4.0, -4.0)
+ABOVE = (4.0, -4.0)
 """Around each threshold, what is searched for too: inputs of the search and of the evaluation differ."""
 NEAR = 2.0
 """Files of the search within so many dB of the best of their size are evaluated too."""
@@ -203,38 +207,19 @@ def uniform_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[P
 
 
 def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float | None) -> list[Point]:
-    """Searches with the calibration inputs, and measures what was found with the others."""
+    """Searches as ``shrink`` does with the calibration inputs, and measures what is found with the others."""
+    calibration = (inputs / f"{path.stem}.calib.npz",)
     wanted = Wanted(
-        goal=Goal(min_snr=THRESHOLDS[0], time_limit=limit),
+        goal=Goal(min_snr=THRESHOLDS[0], time_limit=limit, sure=False),
         base=base_pass(QuantizeWeights(effort="balanced")),
         frame=Frame(path, [RemoveDead(), Dedup()], [Compact()]),
-        # The whole of the other file serves for searching: what judges lies in another one.
-        judging=Judging(
-            inputs=(inputs / f"{path.stem}.calib.npz",), holdout=(inputs / f"{path.stem}.eval.npz",)
-        ),
+        # All of the file serves for searching: what judges lies in another one, and never settles a step.
+        judging=Judging(inputs=calibration, holdout=calibration),
     )
     points = []
     began = time.monotonic()
-    with session(wanted, lambda *_: None) as opened:
-        search = opened.encodings()
-        # What search and evaluation inputs say differs: steps around each threshold.
-        search.until = 1.0
-        for target in dict.fromkeys(threshold + step for step in ABOVE for threshold in THRESHOLDS):
-            search.find(Goal(min_snr=target))
-        known = sorted(search.curve, key=lambda item: item.nbytes)
-        best = -math.inf
-        plain, ordered = [], []
-        for item in known:
-            snr = math.inf if item.snr is None else item.snr
-            # Neither smaller nor better than another, by far.
-            if snr <= best - NEAR:
-                continue
-            plain.append(item)
-            # Rounded weight by weight, too, where it is near a threshold.
-            if snr > best and any(-ORDERED <= snr - threshold <= 1.0 for threshold in THRESHOLDS):
-                ordered.append(replace(item, rounding=Rounding.IN_ORDER))
-            best = max(best, snr)
-        for item in [*plain, *ordered]:
+    with opened_for(wanted) as opened:
+        for item in nearest_first(searched(opened)):
             if time.monotonic() - began > (limit or math.inf) * 1.5:
                 break
             opened.trials.finish(item)
@@ -243,12 +228,53 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
             recipe = ", ".join(f"{count} x {text}" for text, count in counts.most_common()) or "kept"
             recipe += " in order" * (item.rounding is Rounding.IN_ORDER)
             point = judged(judge, made, Point(path.stem, "ours", recipe))
-            point.searched = item.snr if item.snr is not None else math.inf
+            point.searched = snr_of(item)
             points.append(point)
         made.unlink(missing_ok=True)
     for point in points:
         point.seconds = round(time.monotonic() - began, 1)
     return points
+
+
+def searched(opened: Session) -> list[Measured]:
+    """Returns all files that searches for each threshold went through, none far off those of its size."""
+    goal, search = opened.wanted.goal, opened.unmeasured()
+    original = search.whole({}, Rounding.FITTED)
+    with opened.judge() as judge:
+        for number, threshold in enumerate(THRESHOLDS, 1):
+            # What was measured for one serves the next.
+            opened.clock.share = number / len(THRESHOLDS)
+            standing = Standing(
+                opened.trials, replace(goal, min_snr=threshold), judge, opened.clock, original
+            )
+            Anytime(opened, search, standing).run()
+    if all(option.noise is not None for unit in search.units for option in unit.options):
+        # What search and evaluation inputs say differs: steps around each threshold.
+        for target in (threshold + step for step in ABOVE for threshold in THRESHOLDS):
+            search.find(Goal(min_snr=target, sure=False))
+    best, found = -math.inf, list[Measured]()
+    for item in sorted(search.curve, key=lambda item: item.nbytes):
+        # Neither smaller nor better than another, by far.
+        if snr_of(item) <= best - NEAR:
+            continue
+        found.append(item)
+        near = any(-ORDERED <= snr_of(item) - threshold <= 1.0 for threshold in THRESHOLDS)
+        ordered = replace(item, rounding=Rounding.IN_ORDER)
+        # Rounded weight by weight, too, where it is near a threshold.
+        if snr_of(item) > best and near and (ordered.rounding, key_of(item.choice)) not in search.known:
+            found.append(ordered)
+        best = max(best, snr_of(item))
+    return found
+
+
+def nearest_first(found: Iterable[Measured]) -> list[Measured]:
+    """Orders files by how near to a threshold they are, those that are just above it first."""
+
+    def off(item: Measured) -> float:
+        apart = (snr_of(item) - threshold for threshold in THRESHOLDS)
+        return min(each if each >= 0 else -2 * each for each in apart)
+
+    return sorted(found, key=off)
 
 
 def table(rows: list[dict[str, object]]) -> list[str]:
