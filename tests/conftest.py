@@ -13,13 +13,20 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import numpy.testing
 import pytest
+import threadpoolctl
 
 from .helpers import CORPUS, FIXTURES, NO_CORPUS, ROOT
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # What a shell starts in the background ignores SIGINT, and so would all that the tests send it to.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Both run programs of the system when they are first used: now, before the tests are watched.
+assert numpy.testing
+threadpoolctl.threadpool_info()
 
 
 def _models(folder: Path) -> list[Path]:

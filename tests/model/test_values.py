@@ -89,6 +89,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(fixtures: Path) -> Non
         (np.array([1.5, 2]), "float64, the tensor stores INT32"),
         ([1, 2, 3], r"of shape \[3\], the tensor of \[2\]"),
         ([1 << 40, 1], "int32"),
+        ([1.5, 1], "no array of int32: 1.5 does not fit"),
+        ([float("nan"), 1], "no array of int32"),
         (["a", "b"], "no array of int32"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -102,6 +104,16 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(fixtures: Path) -> Non
             _ = tensor.values
         with pytest.raises(UsageError, match="computed, not stored"):
             tensor.set_values(0)
+
+
+def test_a_float_that_is_too_large_is_no_infinity(fixtures: Path) -> None:
+    model = load(fixtures / "digits_cnn.tflite")
+    tensor = next(item for item in constants(model) if item.dtype_name == "FLOAT32" and item.shape)
+    one = [0.1] * int(np.prod(tensor.shape))
+    tensor.set_values(np.reshape([float("inf"), *one[1:]], tensor.shape).tolist())
+    assert tensor.values.reshape(-1)[:2].tolist() == [float("inf"), np.float32(0.1)]
+    with pytest.raises(UsageError, match=r"no array of float32: 1e\+300 does not fit"):
+        tensor.set_values(np.reshape([1e300, *one[1:]], tensor.shape).tolist())
 
 
 def test_names_that_are_none_or_several(fixtures: Path) -> None:

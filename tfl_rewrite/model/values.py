@@ -53,10 +53,7 @@ def bytes_of(values: npt.ArrayLike, dtype: int, shape: Sequence[int]) -> bytes:
     """
     row = _row(dtype)
     kind = np.dtype(_UNPACKED.get(row.name, row.numpy or "V"))
-    try:
-        array = np.asarray(values, None if isinstance(values, (np.ndarray, np.generic)) else kind)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UsageError(f"no array of {kind}: {error}") from error
+    array = values if isinstance(values, (np.ndarray, np.generic)) else _converted(values, kind)
     if array.dtype != kind:
         raise UsageError(
             f"the values are {array.dtype}, the tensor stores {row.name}",
@@ -72,6 +69,20 @@ def bytes_of(values: npt.ArrayLike, dtype: int, shape: Sequence[int]) -> bytes:
     if flat.size and not least <= int(flat.min()) <= int(flat.max()) <= most:
         raise UsageError(f"{row.name} holds {least} to {most}")
     return pack(flat.view(np.int8), row.bits).tobytes()
+
+
+def _converted(values: npt.ArrayLike, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Converts lists and numbers; none may become another number, but for how exact a float is."""
+    try:
+        given = np.asarray(values)
+        with np.errstate(all="ignore"):
+            array = given.astype(kind)
+        fits = np.isfinite(array) == np.isfinite(given) if kind.kind in "fc" else array == given
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UsageError(f"no array of {kind}: {error}") from error
+    if not np.all(fits):
+        raise UsageError(f"no array of {kind}: {given[~fits].flat[0]} does not fit")
+    return array
 
 
 def _row(dtype: int) -> dtypes.DType:
