@@ -17,9 +17,10 @@ import socket
 import subprocess
 import threading
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from tfl_rewrite.options.frozen import frozen
 
 START_SECONDS = 180.0
 """Importing the runtime; TensorFlow on a busy machine takes half a minute."""
@@ -28,7 +29,7 @@ _MOST = 2
 """Servers that are kept for others of their kind; with another environment it is another kind."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Forking:
     """What a process that forks is: which Python, what it imports, and what it finds in its environment."""
 
@@ -48,7 +49,7 @@ class Forking:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Forked:
     """How a process is forked.
 

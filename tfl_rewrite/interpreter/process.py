@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +31,7 @@ from tfl_rewrite.interpreter.child import RUNTIMES
 from tfl_rewrite.interpreter.forks import Forked, Forking, Process
 from tfl_rewrite.interpreter.interface import printable
 from tfl_rewrite.interpreter.memory import MemoryWatch
+from tfl_rewrite.options.frozen import frozen, slotted
 
 LINE_NBYTES = 64 << 20
 """A description of 100,000 tensors takes a third of that."""
@@ -65,7 +65,7 @@ _NAMES = {name: kind for kind, row in RUNTIMES.items() for name in (kind, row.di
 """What a runtime may be called, and its kind."""
 
 
-@dataclass(slots=True, kw_only=True)
+@slotted(kw_only=True)
 class RuntimeChoice:
     """Which interpreter judges: the Python to start, and what to import there.
 
@@ -143,7 +143,7 @@ class RuntimeChoice:
         return bool(left)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Walls:
     """What one child may do; see ``sandbox.py``.
 
@@ -415,7 +415,7 @@ class _Broken(Exception):
     """What was read is no message."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Part:
     """A file that an array is stored in: so many bytes, behind the header of numpy or without one."""
 

@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tfl_rewrite.interpreter.process import (
     death_of,
 )
 from tfl_rewrite.interpreter.scratch import Scratch, is_scratch, unwritable
+from tfl_rewrite.options.frozen import frozen, slotted
 
 RESOLVERS = {
     "default": "default delegates (XNNPACK)",
@@ -49,7 +50,7 @@ NOISE = re.compile(r"^\s*$|^INFO|^I0000|^WARNING|^W0000|^\*\*\*|^E0000.*(cuda|co
 _SCRIPT = Path(__file__).with_name("child.py")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Failure:
     """Why a model did not run to its end.
 
@@ -95,7 +96,7 @@ def understood() -> Iterator[None]:
         raise ModelFailed(Failure(kind="crash", stage="running", step=None, message=text)) from error
 
 
-@dataclass(slots=True, kw_only=True)
+@slotted(kw_only=True)
 class Execution:
     """What one request left: the outputs of the calls that ended, or tensors, in ``folder``.
 

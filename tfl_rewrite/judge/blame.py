@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tfl_rewrite.judge.retyped import converted, is_retyped
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.tally import TensorTally
 from tfl_rewrite.judge.verdict import JudgeInfo
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.samples.inputs import real_inputs
 from tfl_rewrite.samples.made import VARIED, Step, gentler_recipes, made_steps, write_steps
 
@@ -76,7 +77,7 @@ def blame(before: PathLike, after: PathLike, judging: Judging | None = None) -> 
     return replace(found, seconds=time.monotonic() - started)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Traced:
     """One of the models, which its process holds open with all tensors kept."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.interpreter.interface import Array
+from tfl_rewrite.options.frozen import slotted
 
 Float64 = npt.NDArray[np.float64]
 
@@ -21,7 +21,7 @@ PIECE = 1 << 20
 """Elements that are looked at at a time, in float64: an output may be larger than what memory should hold."""
 
 
-@dataclass(slots=True)
+@slotted
 class ChannelSums:
     """Sums over samples and positions for each channel of one axis.
 
@@ -237,7 +237,7 @@ class Stillness:
         return both
 
 
-@dataclass(slots=True)
+@slotted
 class _Slices:
     """Of each slice along one axis.
 

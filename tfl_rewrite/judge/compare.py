@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from tfl_rewrite.judge.channels import ChannelSums, Float64
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.tally import OutputTally, joined
 from tfl_rewrite.judge.verdict import ChannelComparison, OutputComparison, Verdict
+from tfl_rewrite.options.frozen import frozen
 
 REPEATED_DB = 10.0
 """By how much better than the tolerance other kernels must repeat the original's channel for it to count."""
@@ -40,7 +41,7 @@ Kernels = Callable[[], "OutputTally | None"]
 """The original against itself in other kernels; None where no others run it. Asked only when it matters."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Finding:
     """What one rule says.
 
@@ -192,7 +193,7 @@ def _classes(tally: OutputTally, tolerance: Tolerance) -> list[_Finding]:
     return [_Finding("classes", text, STEP_DB)]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Frozen:
     """Slices of an output that are constant after the rewrite and were not before.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,10 +31,11 @@ from tfl_rewrite.judge.verdict import (
     entry_verdict,
     weighed,
 )
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.samples.inputs import expand_paths
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class CallOutputs:
     """Outputs of one call in memory: by name and, because names may repeat, in order."""
 
@@ -46,7 +47,7 @@ class CallOutputs:
         return self.values[self.names.index(name)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RunResult:
     """One file run on its own.
 

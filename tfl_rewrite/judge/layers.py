@@ -13,6 +13,7 @@ from tfl_rewrite.interpreter.interface import Interface, TensorFacts
 from tfl_rewrite.interpreter.worker import understood
 from tfl_rewrite.judge.tally import TensorTally, without_ones
 from tfl_rewrite.judge.verdict import JudgeInfo
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import JsonData
 
 # Operators that make a weight of a stored constant, not an activation.
@@ -23,7 +24,7 @@ HANDLES = frozenset(["VAR_HANDLE", "HASHTABLE"])
 _ALIGN_UP_TO = 4000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Node:
     """One operator of the primary subgraph.
 
@@ -97,7 +98,7 @@ class Trace:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Match:
     """An operator output before and after: which of the outputs of each it is.
 
@@ -222,7 +223,7 @@ EQUAL_DB = 150.0
 _COLOURS = ((10.0, "#d73027"), (20.0, "#fc8d59"), (30.0, "#fee08b"), (50.0, "#d9ef8b"), (EQUAL_DB, "#91cf60"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Layer:
     """One operator output of the original, beside its counterpart.
 
@@ -270,7 +271,7 @@ class Layer:
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Blame(JsonData):
     """What running both models with all tensors kept showed.
 

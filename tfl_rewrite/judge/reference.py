@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from tfl_rewrite.errors import UsageError
@@ -21,6 +21,7 @@ from tfl_rewrite.judge.counterparts import seen, write_own_calls
 from tfl_rewrite.judge.retyped import on_steps, write_converted
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.verdict import JudgeInfo
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.samples.inputs import RealInputs, real_inputs
 from tfl_rewrite.samples.made import (
     LOUDER,
@@ -59,7 +60,7 @@ def existing(path: PathLike) -> Path:
     return found.absolute()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Reference:
     """A run of the original that ended: with it every rewritten file is compared.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ from tfl_rewrite.judge.verdict import (
     entry_verdict,
     weighed,
 )
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.samples.made import Step, write_steps
 
 KEPT_NBYTES = 2 << 30
@@ -53,7 +54,7 @@ Values = Sequence["Array | None"] | Mapping[str, "Array | None"]
 """Arrays in order of an entry point, or by name: runtimes sort the arguments of signatures by name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Run:
     """A run of another file that a route asks for.
 
@@ -345,7 +346,7 @@ class _Way:
         return replace(verdict, notes=(*verdict.notes, text))
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class _Going:
     """The route of one sample, on its way.
 
@@ -388,7 +389,7 @@ class _Going:
         self.is_refused = self.is_refused or outputs is None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Asked:
     """One run, and who asked for it."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from tfl_rewrite.interpreter.interface import printable
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _STUDENT = (math.nan, 1.84, 1.32, 1.20, 1.14, 1.11, 1.09, 1.08, 1.07, 1.06, 1.05
 """84.13 % quantiles of Student's distribution for so many samples, less one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class JudgeInfo:
     """Which interpreter ran both files.
 
@@ -50,7 +51,7 @@ class JudgeInfo:
         return f"in a sandbox ({', '.join(self.sandbox)})" if self.sandbox else "without a sandbox"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class ChannelComparison:
     """The channel of an output that keeps least of its variation: the mean over samples and positions is off.
 
@@ -71,7 +72,7 @@ class ChannelComparison:
     short_db: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class OutputComparison(JsonData):
     """One output of one entry point over all samples.
 
@@ -157,7 +158,7 @@ Key = tuple[str | None, int]
 STATUSES = ("fail", "unverified", "pass")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class EntryVerdict:
     """What is said of one way to call a model.
 
@@ -176,7 +177,7 @@ class EntryVerdict:
     cause: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Verdict(JsonData):
     """What running both files showed.
 
@@ -349,9 +350,8 @@ def entry_verdict(
     if not found and all(output.silence is not None for output in outputs):
         what = "" if signature is None else f"{label}: "
         told = "; ".join(f"{output.label}: {output.silence}" for output in outputs)
-        found["nothing"] = [
-            f"{what}no output says anything ({told})" if outputs else f"{what}it has no outputs"
-        ]
+        says = f"no output says anything ({told})" if outputs else "it has no outputs"
+        found["nothing"] = [f"{what}{says}"]
     cause = "outputs" if "outputs" in found else next(iter(found), "")
     return EntryVerdict(
         signature=signature,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.flatbuf.record import Record, ScalarVector
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.model.likeness import subgraph_pairs, tensor_labels
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.reading.inspect import byte_accounts, other_values
 from tfl_rewrite.reading.metadata import zip_members
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Difference:
     """One thing that is not the same.
 
@@ -37,7 +37,7 @@ class Difference:
     nbytes_after: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Balance:
     """Bytes of one kind before and after."""
 
@@ -46,7 +46,7 @@ class Balance:
     after: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Comparison(JsonData):
     """All differences of two files, and where their bytes went.
 

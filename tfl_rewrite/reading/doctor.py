@@ -6,7 +6,6 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +24,7 @@ from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.invariants import problems
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.numerics.symmetric import SMALLEST_SCALE
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import JsonData, computed
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.remove_dead import RemoveDead
@@ -46,7 +46,7 @@ _ORDER = {kind.name: index for index, kind in enumerate(KINDS)}
 _SAID_BETTER = ("quantized_dimension", " scales but ", " scales for a dimension")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Diagnosis(JsonData):
     """What is wrong with one file.
 

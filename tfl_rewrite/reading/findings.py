@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, shown
 from tfl_rewrite.passes.repair import FIXES
 
@@ -24,7 +25,7 @@ class Severity(str, enum.Enum):
         return list(Severity).index(self)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kind:
     """One kind of finding.
 
@@ -53,7 +54,7 @@ class Kind:
         return next((fix.summary for fix in FIXES if fix.name == self.name), "")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding(JsonData):
     """One place where something is wrong.
 

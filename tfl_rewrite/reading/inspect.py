@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.model.likeness import equal_items, pieces, same_bytes
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.reading.metadata import zip_members
 from tfl_rewrite.work import current
@@ -27,7 +27,7 @@ from tfl_rewrite.work import current
 _DUPLICATE_NBYTES = 64
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Share:
     """Some bytes of the file and what they belong to."""
 
@@ -36,7 +36,7 @@ class Share:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TensorRow:
     """One constant tensor."""
 
@@ -48,7 +48,7 @@ class TensorRow:
     subgraph: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignatureRow:
     """One entry point with the names of its arguments and results."""
 
@@ -58,7 +58,7 @@ class SignatureRow:
     outputs: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Inspection(JsonData):
     """The contents of one file. All sizes are bytes.
 

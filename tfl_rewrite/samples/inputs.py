@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts, quoted
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.samples.media import (
     NPZ_REMEDY,
@@ -30,7 +30,7 @@ MOST_SAMPLES = 100_000
 """Of one array: each is a call, and a file of its own."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class RealInputs:
     """What the files hold for one model.
 

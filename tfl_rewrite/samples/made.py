@@ -10,7 +10,6 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from tfl_rewrite.interpreter.child import save_array
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, TensorFacts
 from tfl_rewrite.interpreter.memory import amount
+from tfl_rewrite.options.frozen import frozen
 
 # Integers without a known bound: small enough for most tables, large enough to be different.
 SMALL_INTEGERS_BELOW = 10
@@ -33,7 +33,7 @@ MADE_AT_ONCE = 1 << 22
 WORDS = ("lorem", "ipsum", "dolor", "sit", "amet", "naïve", "x", "", "The quick brown fox", "42")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Step:
     """One call of one entry point.
 
@@ -52,7 +52,7 @@ class Step:
     shapes: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Recipe:
     """How inputs are made; the first is used unless the original fails on it, or gives always the same.
 

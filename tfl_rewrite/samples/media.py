@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array, TensorFacts, printable, quoted
+from tfl_rewrite.options.frozen import frozen
 
 PICTURES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"])
 SOUNDS = frozenset([".wav", ".flac", ".ogg"])
@@ -35,7 +36,7 @@ PLAUSIBLE: Mapping[str, tuple[tuple[float, float], ...]] = {
 """What pixels 0 and 255, or full scale, may mean to a model that does not say; the first is taken."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen(kw_only=True)
 class Declared:
     """What a model's own metadata says of an input.
 
@@ -50,7 +51,7 @@ class Declared:
     sample_rate: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Media:
     """A picture, a sound file or a folder of them, and how it is to be read; goes wherever a path goes.
 

@@ -11,7 +11,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array, printable, quoted
 from tfl_rewrite.interpreter.memory import amount, default_limit
+from tfl_rewrite.options.frozen import frozen
 
 REMEDY = (
     "give a .npz with one array per input, named as the tensor, as the input of the signature, or as"
@@ -42,7 +42,7 @@ _DAMAGED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Member:
     """An array of an archive, as its header says."""
 
