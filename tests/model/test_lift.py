@@ -140,6 +140,9 @@ def test_dimensions_and_parts_have_limits() -> None:
         read(1, -2)
     source = Source(Container.of_bytes(written(make("Model", version=3, subgraphs=[make("SubGraph")]))))
     lifter = lift._Lifter(source.root, source.container)
+    left = lifter.parts_left
+    assert lifter._shape(ints(1, 2, 3), "shape", source.root) == (1, 2, 3)
+    assert lifter.parts_left == left - 3
     lifter.spend(lifter.parts_left, "everything", source.root)
     with pytest.raises(FormatError, match="shared so often"):
         lifter.spend(1, "one more", source.root)

@@ -14,8 +14,16 @@ from tfl_rewrite import load, save
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.model import likeness
 from tfl_rewrite.model.blob import Blob, ComputedBlob, MappedBlob, OwnedBlob
-from tfl_rewrite.model.ir import Buffer, Model
-from tfl_rewrite.model.likeness import digest, equal_items, equal_pieces, fingerprint, same_bytes
+from tfl_rewrite.model.ir import Buffer, Model, SubGraph
+from tfl_rewrite.model.likeness import (
+    digest,
+    equal_items,
+    equal_pieces,
+    fingerprint,
+    same_bytes,
+    subgraph_pairs,
+    tensor_labels,
+)
 
 
 def of(data: bytes, folder: Path, kind: int) -> Blob:
@@ -160,3 +168,68 @@ def test_what_else_a_file_holds_does_not_count(tmp_path: Path) -> None:
 
 def test_every_committed_model_has_one_that_a_copy_shares(sound: Path) -> None:
     assert fingerprint(load(sound)) == fingerprint(load(sound.read_bytes()))
+
+
+# -- What belongs together in two models ---------------------------------------------------------------------
+
+
+def subgraphs(*names: str) -> Model:
+    net = Net()
+    for name in names:
+        net.next_subgraph(name)
+    return net.model
+
+
+def test_subgraphs_are_paired_by_names_of_their_own_then_in_order() -> None:
+    one = subgraphs("cond", "twin", "twin", "", "body")
+    two = subgraphs("body", "twin", "cond")
+    numbers = [{id(graph): at for at, graph in enumerate(model.subgraphs)} for model in (one, two)]
+    pairs = [
+        tuple(None if graph is None else table[id(graph)] for graph, table in zip(pair, numbers, strict=True))
+        for pair in subgraph_pairs(one, two)
+    ]
+    assert pairs == [(0, 0), (1, 3), (5, 1), (2, 2), (3, None), (4, None)]
+    one.subgraphs[0].name, two.subgraphs[1].name = "main", "main"
+    assert next(subgraph_pairs(one, two)) == (one.subgraphs[0], two.subgraphs[0])
+
+
+def labels(*sides: list[tuple[str, int]]) -> list[list[str]]:
+    """The labels of tensors on both sides, each given by its name and its number of elements."""
+    graphs: list[SubGraph] = []
+    for side in sides:
+        net = Net()
+        for name, size in side:
+            net.tensor(name, (size,))
+        graphs.append(net.graph)
+    tables = tensor_labels(graphs[0], graphs[1])
+    return [[table[id(item)] for item in graph.tensors] for graph, table in zip(graphs, tables, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "expected"),
+    [
+        ([("a", 1), ("b", 1)], [("b", 1), ("a", 1)], [["a", "b"], ["b", "a"]]),
+        # Names that repeat, or are empty, have their position; one's own name is never made by a position.
+        ([("a", 1), ("a", 2), ("", 3)], [("a", 1), ("a", 2), ("", 3)], [["a[0]", "a[1]", "[2]"]] * 2),
+        ([("a", 1), ("a", 1), ("a[0]", 1)], [("a[0]", 1)], [["a[0]'", "a[1]", "a[0]"], ["a[0]"]]),
+        # What has no name is found again by its type and shape, wherever it stands.
+        ([("", 1), ("", 2)], [("", 3), ("", 1), ("", 2)], [["[0]", "[1]"], ["[0] (new)", "[0]", "[1]"]]),
+        ([("", 1)], [("named", 1)], [["[0]"], ["[0]"]]),
+        ([("named", 1)], [("", 1)], [["named"], ["named"]]),
+        # Two names of their own are two tensors.
+        ([("p", 1)], [("q", 1)], [["p"], ["q"]]),
+        ([("p", 1), ("p", 1)], [("p", 1)], [["p[0]", "p[1]"], ["p[0]"]]),
+    ],
+    ids=str,
+)
+def test_equal_labels_mean_the_same_tensor(
+    one: list[tuple[str, int]], two: list[tuple[str, int]], expected: list[list[str]]
+) -> None:
+    assert labels(one, two) == expected
+
+
+def test_a_hash_tells_how_much_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likeness, "_PIECE", 4)
+    ticks: list[int] = []
+    digest(OwnedBlob(bytes(10)), ticks.append)
+    assert ticks == [4, 4, 2]

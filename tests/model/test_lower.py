@@ -62,6 +62,12 @@ def test_empty_lists_are_as_they_were(present: bool) -> None:
     assert [name in found for name in lists] == [present] * 3
 
 
+def test_empty_names_are_as_they_were() -> None:
+    graph = make("SubGraph", tensors=[make("Tensor", name=""), make("Tensor")], operators=[])
+    found = lower(read_again(make("Model", version=3, subgraphs=[graph]))).values["subgraphs"][0]
+    assert [row.values.get("name") for row in found.values["tensors"]] == ["", None]
+
+
 @pytest.mark.parametrize("index", [-1, 0, 1, 2])
 def test_an_index_past_the_last_is_refused(index: int) -> None:
     graph = make("SubGraph", tensors=[], operators=[])

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.nets import Net
 from tfl_rewrite import Judging, Model, QuantizeWeights, UnsupportedError, UsageError, load, run, save
 from tfl_rewrite import rewrite as rewritten
+from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Tensor
+from tfl_rewrite.model.values import bytes_of
 
 
 def constants(model: Model) -> list[Tensor]:
@@ -79,6 +82,24 @@ def test_of_a_quantized_tensor_the_stored_integers(fixtures: Path, name: str, dt
     if dtype == "INT4":
         with pytest.raises(UsageError, match="INT4 holds -8 to 7"):
             tensor.set_values(np.full(tensor.shape or (), 8, np.int8))
+
+
+def test_nibbles_hold_sixteen_values_with_or_without_a_sign() -> None:
+    for name, kind, least, beyond in (("INT4", np.int8, -8, [-9, 8]), ("UINT4", np.uint8, 0, [16])):
+        row = next(row for row in dtypes.BY_VALUE.values() if row.name == name)
+        assert len(bytes_of(np.arange(least, least + 16, dtype=kind), row.value, (16,))) == 8
+        for wrong in beyond:
+            with pytest.raises(UsageError, match=f"{name} holds {least} to {least + 15}"):
+                bytes_of(np.array([wrong], kind), row.value, (1,))
+
+
+def test_a_tensor_says_what_it_is() -> None:
+    net = Net()
+    assert repr(net.input("x", (1, 2))) == "<Tensor 'x' FLOAT32 [1, 2]>"
+    assert repr(net.weights("w", (600, 2))) == "<Tensor 'w' FLOAT32 [600, 2] constant, 4,800 bytes>"
+    bare = net.tensor("y", ())
+    bare.shape = None
+    assert repr(bare) == "<Tensor 'y' FLOAT32>"
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(fixtures: Path) -> None:
