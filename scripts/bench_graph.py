@@ -150,7 +150,8 @@ def judged(before: Path, after: Path, inputs: tuple[Path, ...]) -> str:
 
 def measured(path: Path, arguments: argparse.Namespace, work: Path) -> Row | None:
     """Simplifies a file, has the peer do what it does, and measures both."""
-    from tfl_rewrite import Judging, Simplify, TflRewriteError, rewrite
+    from tfl_rewrite import Judging, TflRewriteError, rewrite
+    from tfl_rewrite.passes import Simplify
 
     before = kinds(path)
     if before is None:

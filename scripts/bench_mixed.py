@@ -20,10 +20,11 @@ import numpy as np
 from bench_integer import RESOLVERS, calls, figure
 from bench_models import bench_parser, could_be_integer, float_models, inputs_of
 
-from tfl_rewrite import Judging, Quantize, Tolerance, load, run, save
+from tfl_rewrite import Judging, Tolerance, load, run, save
 from tfl_rewrite.calibration.fitter import InputActivations
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.judge.judge import Judge
+from tfl_rewrite.passes import Quantize
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
 

@@ -17,18 +17,9 @@ from pathlib import Path
 
 from bench_models import bench_parser, float_models, inputs_of
 
-from tfl_rewrite import (
-    Goal,
-    Judging,
-    Pass,
-    Prune,
-    QuantizeWeights,
-    RoundWeights,
-    TflRewriteError,
-    rewrite,
-    shrink,
-    verify,
-)
+from tfl_rewrite import Goal, Judging, TflRewriteError, rewrite, shrink, verify
+from tfl_rewrite.editing import Pass
+from tfl_rewrite.passes import Prune, QuantizeWeights, RoundWeights
 
 SHARES = (0.3, 0.5, 0.7, 0.9)
 RATIOS = (20.0, 30.0)

@@ -11,63 +11,79 @@ from typing import ClassVar
 import numpy as np
 
 import tfl_rewrite as tfl
-from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.editing.shapes import Shapes
+from tfl_rewrite.editing import Context, Edit, Editor, Effect, Pass, PassResult, Shapes, Skip, option
 from tfl_rewrite.errors import InvariantError
-from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Operator, SubGraph, Tensor
-from tfl_rewrite.passes.drop_channels import DropChannels
-from tfl_rewrite.passes.equalize import Equalize
-from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
-from tfl_rewrite.passes.fold_constants import FoldConstants
-from tfl_rewrite.passes.fuse import Fuse
-from tfl_rewrite.passes.remove_noops import RemoveNoops
+from tfl_rewrite.model import Graph, Operator, SubGraph, Tensor
+from tfl_rewrite.passes import (
+    Compact,
+    Dedup,
+    Dequantize,
+    DropChannels,
+    Equalize,
+    FoldBatchNorms,
+    FoldConstants,
+    Fuse,
+    Prune,
+    Quantize,
+    QuantizeWeights,
+    RemoveDead,
+    RemoveNoops,
+    Rename,
+    Repair,
+    Retarget,
+    RoundWeights,
+    SetMetadata,
+    Signatures,
+    Simplify,
+    passes_of,
+    preset,
+)
 from tfl_rewrite.search.report import ShrinkFailed
 from tfl_rewrite.shards.settings import ShardFailed
 from tfl_rewrite.shards.split import SplitFailed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Halve(tfl.Pass):
+class Halve(Pass):
     """Halves a constant."""
 
     name: ClassVar[str] = "halve"
-    effect: ClassVar[tfl.Effect] = tfl.Effect.TOLERANCE
+    effect: ClassVar[Effect] = Effect.TOLERANCE
 
-    tensor: str = tfl.option("", "the constant to halve", metavar="NAME")
+    tensor: str = option("", "the constant to halve", metavar="NAME")
 
-    def run(self, model: tfl.Model, context: tfl.Context) -> tfl.PassResult:
+    def run(self, model: tfl.Model, context: Context) -> PassResult:
         """Rewrites in place."""
         editor, graph = Editor(model), Graph.of(model)
-        skips: list[tfl.Skip] = []
+        skips: list[Skip] = []
         subgraph: SubGraph = model.subgraphs[0]
         constant: Tensor = subgraph.tensor(self.tensor)
         readers: list[Operator] = [use.operator for use in graph.uses_of(constant)]
         if not readers:
-            skips.append(tfl.Skip(constant.name, "nothing reads it", "unread"))
-            return tfl.PassResult(self.name, (), tuple(skips))
+            skips.append(Skip(constant.name, "nothing reads it", "unread"))
+            return PassResult(self.name, (), tuple(skips))
         constant.set_values(constant.values / np.float32(2))
         editor.finish()
-        return tfl.PassResult(self.name, (tfl.Edit(constant.name, "halved"),))
+        return PassResult(self.name, (Edit(constant.name, "halved"),))
 
 
-def passes() -> list[tfl.Pass]:
+def passes() -> list[Pass]:
     """One of each."""
-    made: list[tfl.Pass] = [
-        tfl.Repair(),
-        tfl.RemoveDead(outputs=("logits",)),
-        tfl.Dedup(pure_custom=("Mine",)),
-        tfl.Dequantize(),
-        tfl.RoundWeights(steps=64, effort="fast", granularity="tensor"),
+    made: list[Pass] = [
+        Repair(),
+        RemoveDead(outputs=("logits",)),
+        Dedup(pure_custom=("Mine",)),
+        Dequantize(),
+        RoundWeights(steps=64, effort="fast", granularity="tensor"),
         Equalize(),
         Fuse(),
         RemoveNoops(),
         FoldConstants(weights=True),
-        tfl.Prune(sparsity=0.7, block="1x4", encode="sparse"),
-        tfl.Rename(input=("image=picture",)),
-        tfl.Signatures(add=("serving_default",)),
-        tfl.SetMetadata(labels="labels.txt"),
-        tfl.Retarget(target="tflm"),
+        Prune(sparsity=0.7, block="1x4", encode="sparse"),
+        Rename(input=("image=picture",)),
+        Signatures(add=("serving_default",)),
+        SetMetadata(labels="labels.txt"),
+        Retarget(target="tflm"),
         FoldBatchNorms(before=False),
         DropChannels(),
         tfl.Simplify(fold=False, grow=False),
@@ -75,9 +91,14 @@ def passes() -> list[tfl.Pass]:
         tfl.Quantize(target="2.14"),
         tfl.QuantizeWeights(dtype="int8", exclude=("^logits/",), min_runtime="2.14", effort="best"),
         tfl.Compact(align=4096),
+        Simplify(fold=False, grow=False),
+        Quantize(activations="int16", float_islands="refuse", ranges="ranges.json", effort="fast"),
+        Quantize(target="2.14"),
+        QuantizeWeights(dtype="int8", exclude=("^logits/",), min_runtime="2.14", effort="best"),
+        Compact(align=4096),
         Halve(tensor="weights"),
     ]
-    return made + tfl.passes_of(["dedup"]) + tfl.preset("lossless")
+    return made + passes_of(["dedup"]) + preset("lossless")
 
 
 def rewrites(source: Path, target: Path) -> tfl.Report:
@@ -90,21 +111,21 @@ def rewrites(source: Path, target: Path) -> tfl.Report:
         return failed.report
     verdict: tfl.Verdict | None = report.verdict
     print(report.nbytes_after, verdict.headline if verdict is not None else "not run")
-    made: tfl.Model | None = tfl.rewrite(source.read_bytes(), passes=[tfl.Dedup()]).model
+    made: tfl.Model | None = tfl.rewrite(source.read_bytes(), passes=[Dedup()]).model
     if made is not None:
         size: int = tfl.save(made, target, force=True)
         print(size, tfl.verify(io.BytesIO(made.to_bytes()), made).passed)
     model = tfl.load(source)
     known: tuple[int | None, ...] | None = Shapes.of(model)[model.subgraphs[0].outputs[0]]
     print(known)
-    results: list[tfl.PassResult] = tfl.run(model, passes())
+    results: list[PassResult] = tfl.run(model, passes())
     print([result.modified for result in results])
     return report
 
 
 def searches(source: Path, target: Path) -> int:
     """The smallest file, and the fewest values."""
-    rounded: tfl.Report = tfl.rewrite(source, passes=[tfl.RoundWeights(min_snr=30)])
+    rounded: tfl.Report = tfl.rewrite(source, passes=[RoundWeights(min_snr=30)])
     print(rounded.deflated)
     try:
         made = tfl.shrink(source, target, tfl.Goal(min_snr=30, objective="download", effort="fast"))
@@ -113,7 +134,7 @@ def searches(source: Path, target: Path) -> int:
     return made.nbytes_before
 
 
-def recorded(source: Path) -> tfl.Quantize:
+def recorded(source: Path) -> Quantize:
     """What a loop of one's own meets."""
     with tfl.record(source, judging=tfl.Judging(timeout=20)) as interpreter:
         interpreter.allocate_tensors()
@@ -125,7 +146,7 @@ def recorded(source: Path) -> tfl.Quantize:
         runner = interpreter.get_signature_runner("serving_default")
         print({name: array.shape for name, array in runner(image=np.zeros((1, 8, 8, 1), np.float32)).items()})
     interpreter.ranges.save("ranges.json", force=True)
-    return tfl.Quantize(ranges=interpreter.ranges)
+    return Quantize(ranges=interpreter.ranges)
 
 
 def shards(source: Path, folder: Path, target: Path) -> bytes:

@@ -18,13 +18,21 @@ CLIENT = Path(__file__).with_name("client.py")
 
 
 def test_the_client_uses_every_public_name() -> None:
-    tree = ast.parse(CLIENT.read_text("utf-8"))
+    nodes = list(ast.walk(ast.parse(CLIENT.read_text("utf-8"))))
     used = {
         node.attr
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tfl"
     }
     assert used == set(tfl_rewrite.__all__)
+    imported = {
+        node.module: {alias.name for alias in node.names}
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+    }
+    for room in tfl_rewrite.ROOMS:
+        module = getattr(tfl_rewrite, room)
+        assert imported[module.__name__] >= set(getattr(module, "__all__", ()))
 
 
 @pytest.mark.slow

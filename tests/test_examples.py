@@ -68,7 +68,7 @@ def files(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(fixtures / "digits_cnn.tflite", folder / "model.tflite")
     shutil.copy(fixtures / "inputs" / "digits_calib.npz", folder / "inputs.npz")
     model = tfl_rewrite.load(folder / "model.tflite")
-    tfl_rewrite.run(model, [tfl_rewrite.QuantizeWeights()])
+    tfl_rewrite.run(model, [tfl_rewrite.passes.QuantizeWeights()])
     tfl_rewrite.save(model, folder / "new.tflite")
     (folder / "labels.txt").write_text("zero\none\ntwo\n")
     return folder

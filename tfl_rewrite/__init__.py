@@ -7,20 +7,16 @@ quick and pulls in no interpreter.
 from __future__ import annotations
 
 import importlib
+import sys
 
 __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from tfl_rewrite.calibration.record import record as record
-    from tfl_rewrite.editing.base import Context as Context
-    from tfl_rewrite.editing.base import Edit as Edit
-    from tfl_rewrite.editing.base import Effect as Effect
-    from tfl_rewrite.editing.base import Pass as Pass
-    from tfl_rewrite.editing.base import PassResult as PassResult
-    from tfl_rewrite.editing.base import Skip as Skip
     from tfl_rewrite.editing.base import run_passes
     from tfl_rewrite.errors import FileAccessError as FileAccessError
     from tfl_rewrite.errors import FormatError as FormatError
@@ -34,23 +30,6 @@ if TYPE_CHECKING:
     from tfl_rewrite.judge.settings import Tolerance as Tolerance
     from tfl_rewrite.judge.verdict import Verdict as Verdict
     from tfl_rewrite.model.ir import Model as Model
-    from tfl_rewrite.options.option import option as option
-    from tfl_rewrite.passes.catalog import passes_of as passes_of
-    from tfl_rewrite.passes.catalog import preset as preset
-    from tfl_rewrite.passes.compact import Compact as Compact
-    from tfl_rewrite.passes.dedup import Dedup as Dedup
-    from tfl_rewrite.passes.dequantize import Dequantize as Dequantize
-    from tfl_rewrite.passes.metadata import SetMetadata as SetMetadata
-    from tfl_rewrite.passes.prune import Prune as Prune
-    from tfl_rewrite.passes.quantize import Quantize as Quantize
-    from tfl_rewrite.passes.quantize_weights import QuantizeWeights as QuantizeWeights
-    from tfl_rewrite.passes.remove_dead import RemoveDead as RemoveDead
-    from tfl_rewrite.passes.rename import Rename as Rename
-    from tfl_rewrite.passes.repair import Repair as Repair
-    from tfl_rewrite.passes.retarget import Retarget as Retarget
-    from tfl_rewrite.passes.round_weights import RoundWeights as RoundWeights
-    from tfl_rewrite.passes.signatures import Signatures as Signatures
-    from tfl_rewrite.passes.simplify import Simplify as Simplify
     from tfl_rewrite.pipeline.chain import ChainOptions as ChainOptions
     from tfl_rewrite.pipeline.chain import chain as chain
     from tfl_rewrite.pipeline.report import Report as Report
@@ -79,30 +58,13 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "calibration.record": "record",
-    "editing.base": "Context Edit Effect Pass PassResult Skip",
     "editing.base:run_passes": "run",
     "errors": "FileAccessError FormatError TflRewriteError UnsupportedError UsageError VerificationError",
     "files.source": "load save",
     "judge.settings": "Judging Tolerance",
     "judge.verdict": "Verdict",
     "model.ir": "Model",
-    "options.option": "option",
-    "passes.catalog": "passes_of preset",
-    "passes.compact": "Compact",
-    "passes.dedup": "Dedup",
-    "passes.dequantize": "Dequantize",
-    "passes.prune": "Prune",
-    "passes.metadata": "SetMetadata",
-    "passes.quantize": "Quantize",
-    "passes.quantize_weights": "QuantizeWeights",
-    "passes.remove_dead": "RemoveDead",
-    "passes.rename": "Rename",
-    "passes.repair": "Repair",
-    "passes.retarget": "Retarget",
-    "passes.round_weights": "RoundWeights",
-    "passes.signatures": "Signatures",
     "pipeline.chain": "ChainOptions chain",
-    "passes.simplify": "Simplify",
     "pipeline.report": "Report RewriteFailed",
     "pipeline.shape_change": "reshape",
     "pipeline.targets": "Reshaping",
@@ -121,20 +83,39 @@ _NAMES = {
 }
 """Modules, and the public names of each; behind a colon what a single one is called there."""
 
-_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
+ROOMS = ("editing", "errors", "model", "passes")
+"""Parts of the package that have public names of their own."""
 
-__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+
+def late(
+    package: str, names: dict[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Returns the ``__getattr__``, ``__dir__`` and ``__all__`` of a package whose names load when first used.
+
+    Args:
+        package: Its name.
+        names: Modules below this one, and the names of each between spaces; behind a colon what a single one
+            is called there.
+    """
+    homes = {name: home for home, told in names.items() for name in told.split()}
+    known = sorted(homes)
+
+    def get(name: str) -> Any:
+        home = homes.get(name)
+        if home is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, _, own = home.partition(":")
+        value = getattr(importlib.import_module(f"{__name__}.{module}"), own or name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: known, known
+
+
+_get, __dir__, __all__ = late(__name__, _NAMES)
+__all__.append("__version__")
+__all__.sort()
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, own = home.partition(":")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), own or name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+    return importlib.import_module(f"{__name__}.{name}") if name in ROOMS else _get(name)

@@ -65,7 +65,8 @@ class UsageError(TflRewriteError):
     """The call cannot be carried out as asked: an option, a pattern, a missing or existing file.
 
     Example:
-        >>> tfl_rewrite.Dedup(pure_custom=7)
+        >>> from tfl_rewrite.passes import Dedup
+        >>> Dedup(pure_custom=7)
         Traceback (most recent call last):
         tfl_rewrite.errors.UsageError: ...
     """

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tfl_rewrite import Context, Edit, Effect, Model, Pass, PassResult, Skip, option
-from tfl_rewrite.model.graph import Graph
+from tfl_rewrite import Model
+from tfl_rewrite.editing import Context, Edit, Effect, Pass, PassResult, Skip, option
+from tfl_rewrite.model import Graph
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tests.nets import Net
-from tfl_rewrite import Context, Judging, Pass, QuantizeWeights, RoundWeights, load, run, save
+from tfl_rewrite import Judging, load, run, save
 from tfl_rewrite.calibration.collect import steps_of
 from tfl_rewrite.calibration.fitter import InputActivations
+from tfl_rewrite.editing import Context, Pass
+from tfl_rewrite.passes import QuantizeWeights, RoundWeights
 
 
 def test_the_calls_that_inputs_make_are_known_without_a_runtime(fixtures: Path) -> None:

@@ -11,19 +11,11 @@ import numpy as np
 import pytest
 
 from tests.nets import Net
-from tfl_rewrite import (
-    Judging,
-    Quantize,
-    UnsupportedError,
-    UsageError,
-    load,
-    record,
-    rewrite,
-    save,
-)
+from tfl_rewrite import Judging, UnsupportedError, UsageError, load, record, rewrite, save
 from tfl_rewrite.calibration import ranges
 from tfl_rewrite.calibration.ranges import Ranges
 from tfl_rewrite.integers.ranges import GivenModel, TensorRanges
+from tfl_rewrite.passes import Quantize
 
 pytestmark = pytest.mark.runtime
 

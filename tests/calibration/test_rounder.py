@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import Quantize, load, run
+from tfl_rewrite import load, run
 from tfl_rewrite.calibration import collect
 from tfl_rewrite.calibration.fitter import InputActivations
 from tfl_rewrite.calibration.probe import Runner
@@ -21,6 +21,7 @@ from tfl_rewrite.interpreter.process import Child
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes import Quantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.weights.encoding import Encoding

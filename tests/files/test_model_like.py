@@ -74,7 +74,7 @@ def test_readers_take_it(kind: str, model: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rewrite_takes_it_and_gives_a_model(kind: str, model: Path, tmp_path: Path) -> None:
-    passes = [tfl_rewrite.QuantizeWeights()]
+    passes = [tfl_rewrite.passes.QuantizeWeights()]
     tfl_rewrite.rewrite(
         changed(model) if kind == "changed model" else model, tmp_path / "a", passes, judging=OFF
     )
@@ -88,19 +88,21 @@ def test_a_rewrite_takes_it_and_gives_a_model(kind: str, model: Path, tmp_path: 
 
 
 def test_a_rewrite_that_changes_nothing_gives_the_model_too(model: Path) -> None:
-    report = tfl_rewrite.rewrite(model, passes=[tfl_rewrite.Dedup()], judging=OFF)
+    report = tfl_rewrite.rewrite(model, passes=[tfl_rewrite.passes.Dedup()], judging=OFF)
     assert report.outcome == "unchanged" and report.model is not None
     assert report.model.to_bytes() == model.read_bytes()
 
 
 def test_with_a_target_the_report_holds_no_model(model: Path, tmp_path: Path) -> None:
-    assert tfl_rewrite.rewrite(model, tmp_path / "out", [tfl_rewrite.Dedup()], judging=OFF).model is None
+    assert (
+        tfl_rewrite.rewrite(model, tmp_path / "out", [tfl_rewrite.passes.Dedup()], judging=OFF).model is None
+    )
 
 
 def test_a_model_is_what_save_would_write(model: Path, tmp_path: Path) -> None:
     loaded = tfl_rewrite.load(model)
     assert loaded.to_bytes() == model.read_bytes()
-    tfl_rewrite.run(loaded, [tfl_rewrite.QuantizeWeights()])
+    tfl_rewrite.run(loaded, [tfl_rewrite.passes.QuantizeWeights()])
     tfl_rewrite.save(loaded, tmp_path / "out")
     assert loaded.to_bytes() == (tmp_path / "out").read_bytes()
 
@@ -137,7 +139,7 @@ def test_the_judge_takes_it(kind: str, model: Path, tmp_path: Path) -> None:
     with given(kind, model) as source, given(kind, model) as other:
         verdict = tfl_rewrite.verify(source, other, Judging(samples=1))
     assert verdict.passed and verdict.worst_snr() is not None
-    new = tfl_rewrite.rewrite(model, passes=[tfl_rewrite.QuantizeWeights()], judging=OFF).model
+    new = tfl_rewrite.rewrite(model, passes=[tfl_rewrite.passes.QuantizeWeights()], judging=OFF).model
     with given(kind, model) as source:
         assert new is not None
         assert tfl_rewrite.verify(source, new, Judging(samples=1)).worst_snr() is not None
@@ -150,7 +152,7 @@ def test_the_judge_takes_it(kind: str, model: Path, tmp_path: Path) -> None:
 def test_a_verified_rewrite_takes_it(kind: str, model: Path, few: Path) -> None:
     with given(kind, model) as source:
         report = tfl_rewrite.rewrite(
-            source, passes=[tfl_rewrite.QuantizeWeights(effort="best")], judging=Judging(inputs=(few,))
+            source, passes=[tfl_rewrite.passes.QuantizeWeights(effort="best")], judging=Judging(inputs=(few,))
         )
     assert report.verdict is not None and report.verdict.passed and report.model is not None
 
@@ -177,7 +179,7 @@ def test_searches_and_shards_take_it(kind: str, fixtures: Path, tmp_path: Path) 
         made = tfl_rewrite.shrink(source, tmp_path / "out", goal, judging=judging)
     assert made.source == ("<model>" if kind == "changed model" else "<bytes>")
     with given(kind, model) as source:
-        rounding = tfl_rewrite.RoundWeights(effort="fast", min_snr=30)
+        rounding = tfl_rewrite.passes.RoundWeights(effort="fast", min_snr=30)
         report = tfl_rewrite.rewrite(source, passes=[rounding], judging=judging)
     assert report.outcome == "rewritten"
     with given(kind, model) as source:

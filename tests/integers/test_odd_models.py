@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from tests.nets import Net
-from tfl_rewrite import PassResult, Quantize
+from tfl_rewrite.editing import PassResult
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.integers.ranges import GivenModel, TensorRanges
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Buffer, Model
+from tfl_rewrite.passes import Quantize
 
 
 def quantized(model: Model, **options: Any) -> PassResult:

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from tfl_rewrite import Judging, QuantizeWeights, diagnose, rewrite, verify
+from tfl_rewrite import Judging, diagnose, rewrite, verify
 from tfl_rewrite.cli import main
 from tfl_rewrite.cli.render import report_lines
 from tfl_rewrite.kernels import runtimes
+from tfl_rewrite.passes import QuantizeWeights
 
 from .conftest import pytest_runtest_makereport
 

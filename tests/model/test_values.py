@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from tests.nets import Net
-from tfl_rewrite import Judging, Model, QuantizeWeights, UnsupportedError, UsageError, load, run, save
+from tfl_rewrite import Judging, Model, UnsupportedError, UsageError, load, run, save
 from tfl_rewrite import rewrite as rewritten
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Tensor
 from tfl_rewrite.model.values import bytes_of
+from tfl_rewrite.passes import QuantizeWeights
 
 
 def constants(model: Model) -> list[Tensor]:

@@ -127,7 +127,7 @@ def test_kernels_that_fuse_do_what_the_clamp_did(clamp: str) -> None:
 
 @pytest.mark.runtime
 def test_a_hybrid_layer_does_it_too() -> None:
-    from tfl_rewrite import QuantizeWeights
+    from tfl_rewrite.passes import QuantizeWeights
 
     net = Net()
     x = net.input("x", IMAGE)

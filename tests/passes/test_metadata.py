@@ -15,22 +15,14 @@ import pytest
 
 from tests.helpers import ROOT, script
 from tests.nets import Net
-from tfl_rewrite import (
-    FileAccessError,
-    SetMetadata,
-    TflRewriteError,
-    UnsupportedError,
-    UsageError,
-    load,
-    rewrite,
-    save,
-)
+from tfl_rewrite import FileAccessError, TflRewriteError, UnsupportedError, UsageError, load, rewrite, save
 from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.editing.descriptions import read_descriptions, record, write_descriptions
 from tfl_rewrite.files.layout import packed, read_members
 from tfl_rewrite.files.source import Source, is_changed
 from tfl_rewrite.flatbuf.record import FLOAT32, ScalarVector
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes import SetMetadata
 from tfl_rewrite.reading.metadata import described_inputs, export_metadata
 
 LABELS = "cat\ndog\nbird\n"

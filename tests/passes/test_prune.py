@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, Prune, QuantizeWeights, UsageError, load, rewrite, save, verify
+from tfl_rewrite import Judging, UsageError, load, rewrite, save, verify
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.editing.base import Context, run_passes
 from tfl_rewrite.files.source import is_changed
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.grids import Float64
 from tfl_rewrite.numerics.symmetric import Error
+from tfl_rewrite.passes import Prune, QuantizeWeights
 from tfl_rewrite.passes.prune import PrunedChange
 from tfl_rewrite.weights.payloads import PrunedPayload
 

@@ -12,10 +12,7 @@ import pytest
 
 from tests.nets import Net, UnsignedNet, codes, unsigned_layers, with_grid
 from tfl_rewrite import (
-    Context,
     Judging,
-    Quantize,
-    QuantizeWeights,
     Report,
     RewriteFailed,
     Tolerance,
@@ -28,8 +25,10 @@ from tfl_rewrite import (
 )
 from tfl_rewrite.calibration.fitter import InputActivations
 from tfl_rewrite.cli.main import main
+from tfl_rewrite.editing import Context
 from tfl_rewrite.integers.border import TYPES, Form
 from tfl_rewrite.model import dtypes
+from tfl_rewrite.passes import Quantize, QuantizeWeights
 from tfl_rewrite.passes.quantize import OperatorChange
 
 from ..helpers import script

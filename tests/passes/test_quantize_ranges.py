@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, Quantize, UsageError, load, rewrite
+from tfl_rewrite import Judging, UsageError, load, rewrite
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.errors import FileAccessError
 from tfl_rewrite.files.atomic import AtomicFile
 from tfl_rewrite.integers.ranges import TensorRanges
+from tfl_rewrite.passes import Quantize
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from tests.kernels.measure import MICRO, NO_MICRO, REFERENCE, Case, measure
 from tests.nets import Net, codes, parameters
 from tfl_rewrite import (
     Judging,
-    PassResult,
-    Quantize,
     Report,
     RewriteFailed,
     Tolerance,
@@ -28,6 +26,7 @@ from tfl_rewrite import (
     save,
     verify,
 )
+from tfl_rewrite.editing import PassResult
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.integers.ranges import GivenModel, TensorRanges
 from tfl_rewrite.kernels.integer import Target
@@ -35,6 +34,7 @@ from tfl_rewrite.kernels.operands import scales_of
 from tfl_rewrite.kernels.reads import micro_obstacles
 from tfl_rewrite.kernels.table import ROWS
 from tfl_rewrite.model.ir import Model
+from tfl_rewrite.passes import Quantize
 
 OLD = os.environ.get("TFL_REWRITE_OLD_RUNTIME_PYTHON")
 

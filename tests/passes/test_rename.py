@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from tests.nets import Net, run
-from tfl_rewrite import Judging, Rename, RewriteFailed, UsageError, load, rewrite, save
+from tfl_rewrite import Judging, RewriteFailed, UsageError, load, rewrite, save
 from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.editing.descriptions import read_descriptions, record, write_descriptions
 from tfl_rewrite.files.source import is_changed
 from tfl_rewrite.model.ir import Model, new_record
+from tfl_rewrite.passes import Rename
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.rename import Renaming
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import Judging, UnsupportedError, UsageError, diagnose, load, passes_of, rewrite, save
+from tfl_rewrite import Judging, UnsupportedError, UsageError, diagnose, load, rewrite, save
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.flatbuf.reader import misaligned as askew
 from tfl_rewrite.flatbuf.record import INT64, Record, ScalarVector
@@ -19,6 +19,7 @@ from tfl_rewrite.kernels.reads import weight_reads
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, schema
+from tfl_rewrite.passes import passes_of
 from tfl_rewrite.passes.repair import NAMES, Repair
 from tfl_rewrite.reading.check import examine
 from tfl_rewrite.reading.findings import UNASKED

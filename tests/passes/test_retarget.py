@@ -11,20 +11,8 @@ import pytest
 from flatbuffers import flexbuffers
 
 from tests.nets import Net, UnsignedNet, codes, data_of, dequantized, named
-from tfl_rewrite import (
-    Context,
-    Judging,
-    PassResult,
-    Report,
-    Retarget,
-    RewriteFailed,
-    Skip,
-    UnsupportedError,
-    UsageError,
-    load,
-    rewrite,
-    save,
-)
+from tfl_rewrite import Judging, Report, RewriteFailed, UnsupportedError, UsageError, load, rewrite, save
+from tfl_rewrite.editing import Context, PassResult, Skip
 from tfl_rewrite.editing.base import Change, run_passes
 from tfl_rewrite.files.source import layout
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, UINT8, ScalarVector
@@ -33,6 +21,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, OperatorCode, Quantization, Tensor, new_record, operator_number
 from tfl_rewrite.model.values import pack
+from tfl_rewrite.passes import Retarget
 from tfl_rewrite.pipeline.report import Plan
 from tfl_rewrite.weights import recoding
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from tests.nets import Net, run
-from tfl_rewrite import RewriteFailed, Signatures, UsageError, load, rewrite, save
+from tfl_rewrite import RewriteFailed, UsageError, load, rewrite, save
 from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.editing.descriptions import read_descriptions, record, write_descriptions
 from tfl_rewrite.files.source import is_changed
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.passes import Signatures
 from tfl_rewrite.passes.extract import Extract
 
 Arguments = list[tuple[Record, Tensor]]

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import tfl_rewrite
-from tfl_rewrite import Goal, Judging, Quantize, UsageError, load, save
+from tfl_rewrite import Goal, Judging, UsageError, load, save
 from tfl_rewrite.calibration.fitter import InputActivations
 from tfl_rewrite.editing.base import Context
+from tfl_rewrite.passes import Quantize
 from tfl_rewrite.search.goals import ram_nbytes
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
 

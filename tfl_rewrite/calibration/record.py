@@ -48,6 +48,7 @@ def record(source: ModelLike, *, judging: Judging | None = None) -> Iterator[Rec
         FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.load`.
 
     Example:
+        >>> from tfl_rewrite.passes import Quantize
         >>> import numpy
         >>> (images,) = numpy.load("inputs.npz").values()
         >>> with tfl_rewrite.record("model.tflite") as interpreter:
@@ -56,7 +57,7 @@ def record(source: ModelLike, *, judging: Judging | None = None) -> Iterator[Rec
         ...     for image in images[:20]:
         ...         interpreter.set_tensor(index, image[None])
         ...         interpreter.invoke()
-        >>> passes = [tfl_rewrite.Quantize(ranges=interpreter.ranges)]
+        >>> passes = [Quantize(ranges=interpreter.ranges)]
         >>> judging = tfl_rewrite.Judging(holdout=("inputs.npz",))
         >>> report = tfl_rewrite.rewrite("model.tflite", "recorded.tflite", passes, judging=judging)
         >>> report.verdict.passed

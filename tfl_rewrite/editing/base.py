@@ -46,7 +46,8 @@ class Edit(JsonData):
         data: Further facts.
 
     Example:
-        >>> tfl_rewrite.Edit("logits", "rounded to 8 bits", saved=512).to_dict()
+        >>> from tfl_rewrite.editing import Edit
+        >>> Edit("logits", "rounded to 8 bits", saved=512).to_dict()
         {'where': 'logits', 'what': 'rounded to 8 bits', 'saved': 512}
     """
 
@@ -67,7 +68,8 @@ class Skip(JsonData):
         data: Further facts.
 
     Example:
-        >>> tfl_rewrite.Skip("logits", "a bias is not rounded", "bias").rule
+        >>> from tfl_rewrite.editing import Skip
+        >>> Skip("logits", "a bias is not rounded", "bias").rule
         'bias'
     """
 
@@ -112,9 +114,10 @@ class PassResult(JsonData):
         strictest: Whether :meth:`Pass.stricter` has nothing left that would lose less.
 
     Example:
-        >>> tfl_rewrite.PassResult("clean", (tfl_rewrite.Edit("subgraphs[0]", "name removed"),)).modified
+        >>> from tfl_rewrite.editing import Edit, PassResult
+        >>> PassResult("clean", (Edit("subgraphs[0]", "name removed"),)).modified
         True
-        >>> tfl_rewrite.PassResult("clean", idle="there is nothing to remove").modified
+        >>> PassResult("clean", idle="there is nothing to remove").modified
         False
     """
 
@@ -157,7 +160,9 @@ class Effect(enum.Enum):
     where it does not run; the judge at least runs the result.
 
     Example:
-        >>> tfl_rewrite.QuantizeWeights.effect is tfl_rewrite.Effect.TOLERANCE
+        >>> from tfl_rewrite.editing import Effect
+        >>> from tfl_rewrite.passes import QuantizeWeights
+        >>> QuantizeWeights.effect is Effect.TOLERANCE
         True
     """
 
@@ -180,7 +185,8 @@ class Context:
         unfit: Why nothing can be fitted to the inputs that there are; empty where there are none, or it can.
 
     Example:
-        >>> tfl_rewrite.Context().activations is None
+        >>> from tfl_rewrite.editing import Context
+        >>> Context().activations is None
         True
     """
 
@@ -209,19 +215,20 @@ class Pass(ABC):
             that what made ones show is nothing against it.
 
     Example:
+        >>> from tfl_rewrite.editing import Edit, Pass, PassResult, option
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True, kw_only=True, slots=True)
-        ... class Describe(tfl_rewrite.Pass):
+        ... class Describe(Pass):
         ...     '''Sets the description of the model.'''
         ...
         ...     name = "describe"
-        ...     text: str = tfl_rewrite.option("", "what it says", metavar="TEXT")
+        ...     text: str = option("", "what it says", metavar="TEXT")
         ...
         ...     def run(self, model, context):
         ...         if model.description == self.text:
-        ...             return tfl_rewrite.PassResult(self.name)
+        ...             return PassResult(self.name)
         ...         model.description = self.text
-        ...         return tfl_rewrite.PassResult(self.name, (tfl_rewrite.Edit("description", "set"),))
+        ...         return PassResult(self.name, (Edit("description", "set"),))
         >>> model = tfl_rewrite.load("model.tflite")
         >>> tfl_rewrite.run(model, [Describe(text="digits")])[0].modified
         True
@@ -363,8 +370,9 @@ def run_passes(model: Model, passes: Sequence[Pass], context: Context | None = N
         InvariantError: A pass broke a rule that held before it; names the pass and those before it.
 
     Example:
+        >>> from tfl_rewrite.passes import QuantizeWeights, RemoveDead
         >>> model = tfl_rewrite.load("model.tflite")
-        >>> results = tfl_rewrite.run(model, [tfl_rewrite.RemoveDead(), tfl_rewrite.QuantizeWeights()])
+        >>> results = tfl_rewrite.run(model, [RemoveDead(), QuantizeWeights()])
         >>> [(result.name, result.modified) for result in results]
         [('remove-dead', False), ('quantize-weights', True)]
     """

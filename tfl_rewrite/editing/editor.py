@@ -33,7 +33,7 @@ class Editor:
         notes: What the user should know beside the changes themselves.
 
     Example:
-        >>> from tfl_rewrite.editing.editor import Editor
+        >>> from tfl_rewrite.editing import Editor
         >>> model = tfl_rewrite.load("model.tflite")
         >>> editor = Editor(model)
         >>> subgraph = model.subgraphs[0]

@@ -43,7 +43,7 @@ class Shapes:
     shapes here holds for the stated ones.
 
     Example:
-        >>> from tfl_rewrite.editing.shapes import Shapes
+        >>> from tfl_rewrite.editing import Shapes
         >>> model = tfl_rewrite.load("model.tflite")
         >>> shapes = Shapes.of(model)
         >>> shapes[model.subgraphs[0].outputs[0]]

@@ -28,7 +28,7 @@ class Graph:
             quantization refers to: their type and content are part of an interface.
 
     Example:
-        >>> from tfl_rewrite.model.graph import Graph
+        >>> from tfl_rewrite.model import Graph
         >>> model = tfl_rewrite.load("model.tflite")
         >>> graph = Graph.of(model)
         >>> [use.operator.code.name for use in graph.uses_of(model.subgraphs[0].inputs[0])]

@@ -125,6 +125,7 @@ class Tensor:
         external: The record of the weight-file slice that holds its bytes.
 
     Example:
+        >>> from tfl_rewrite.passes import QuantizeWeights
         >>> (output,) = tfl_rewrite.load("model.tflite").subgraphs[0].outputs
         >>> output.dtype_name, output.shape
         ('FLOAT32', (1, 10))
@@ -133,7 +134,7 @@ class Tensor:
         >>> weights.values.shape
         (10, 1024)
         >>> weights.set_values(weights.values * 2)
-        >>> report = tfl_rewrite.rewrite(model, passes=[tfl_rewrite.QuantizeWeights()])
+        >>> report = tfl_rewrite.rewrite(model, passes=[QuantizeWeights()])
     """
 
     name: str

@@ -320,12 +320,14 @@ def option(
             switch that is on.
 
     Example:
+        >>> from tfl_rewrite.editing import option
+        >>> from tfl_rewrite.passes import Dedup
         >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True, kw_only=True, slots=True)
-        ... class Clamp(tfl_rewrite.Dedup):
+        ... class Clamp(Dedup):
         ...     '''Limits constants.'''
         ...
-        ...     most: float = tfl_rewrite.option(6.0, "largest value", metavar="X", bounds=(0, 1e6))
+        ...     most: float = option(6.0, "largest value", metavar="X", bounds=(0, 1e6))
         >>> Clamp(most=-1)
         Traceback (most recent call last):
         tfl_rewrite.errors.UsageError: most is -1.0; give 0 or more, 1,000,000.0 at most

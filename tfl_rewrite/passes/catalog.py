@@ -93,7 +93,9 @@ def find(name: str) -> type[Pass]:
     except (ImportError, AttributeError) as error:
         raise UsageError(f"pass {name!r} of {origin(others[name])} cannot be loaded: {error}") from error
     if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
-        raise UsageError(f"pass {name!r} of {origin(others[name])} is no subclass of tfl_rewrite.Pass")
+        raise UsageError(
+            f"pass {name!r} of {origin(others[name])} is no subclass of tfl_rewrite.editing.Pass"
+        )
     return loaded
 
 
@@ -126,7 +128,8 @@ def passes_of(texts: Sequence[str]) -> list[Pass]:
         UsageError: A pass or option is unknown, or a value does not fit.
 
     Example:
-        >>> [item.name for item in tfl_rewrite.passes_of(["dedup", "compact:align=4096"])]
+        >>> from tfl_rewrite.passes import passes_of
+        >>> [item.name for item in passes_of(["dedup", "compact:align=4096"])]
         ['dedup', 'compact']
     """
     made = []
@@ -158,7 +161,8 @@ def preset(name: str) -> list[Pass]:
         UsageError: There is no such preset.
 
     Example:
-        >>> [item.name for item in tfl_rewrite.preset("lossless")]
+        >>> from tfl_rewrite.passes import preset
+        >>> [item.name for item in preset("lossless")]
         ['remove-dead', 'dedup', 'compact']
     """
     if name not in PRESETS:

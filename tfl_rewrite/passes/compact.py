@@ -77,7 +77,8 @@ class Compact(Pass):
     would not get smaller is copied.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "paged.tflite", [tfl_rewrite.Compact(align=4096)])
+        >>> from tfl_rewrite.passes import Compact
+        >>> report = tfl_rewrite.rewrite("model.tflite", "paged.tflite", [Compact(align=4096)])
     """
 
     name: ClassVar[str] = "compact"

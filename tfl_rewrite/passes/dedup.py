@@ -34,7 +34,8 @@ class Dedup(Pass):
     compute the same from the same. Outputs stay equal to the bit.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "once.tflite", [tfl_rewrite.Dedup()])
+        >>> from tfl_rewrite.passes import Dedup
+        >>> report = tfl_rewrite.rewrite("model.tflite", "once.tflite", [Dedup()])
         >>> report.outcome
         'unchanged'
     """

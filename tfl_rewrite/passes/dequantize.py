@@ -38,7 +38,8 @@ class Dequantize(Pass):
         only: If given, only constants that pass.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("new.tflite", "float.tflite", [tfl_rewrite.Dequantize()])
+        >>> from tfl_rewrite.passes import Dequantize
+        >>> report = tfl_rewrite.rewrite("new.tflite", "float.tflite", [Dequantize()])
         >>> report.nbytes_after > report.nbytes_before
         True
     """

@@ -50,7 +50,7 @@ class DropChannels(Pass):
     """Drops channels that hold one number whatever the input, with all weights on them.
 
     Example:
-        >>> from tfl_rewrite.passes.drop_channels import DropChannels
+        >>> from tfl_rewrite.passes import DropChannels
         >>> tfl_rewrite.rewrite("model.tflite", passes=[DropChannels()]).outcome
         'unchanged'
     """

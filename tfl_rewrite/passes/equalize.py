@@ -46,9 +46,9 @@ class Equalize(Pass):
     """Balances channels between operators by powers of two, so that rounding costs less.
 
     Example:
-        >>> from tfl_rewrite.passes.equalize import Equalize
+        >>> from tfl_rewrite.passes import Equalize, QuantizeWeights
         >>> model = tfl_rewrite.load("model.tflite")
-        >>> results = tfl_rewrite.run(model, [Equalize(), tfl_rewrite.QuantizeWeights()])
+        >>> results = tfl_rewrite.run(model, [Equalize(), QuantizeWeights()])
     """
 
     name: ClassVar[str] = "equalize"

@@ -57,7 +57,7 @@ class FoldBatchNorms(Pass):
     left over from a batch norm, or normalizes the input. Outputs are the same in real numbers.
 
     Example:
-        >>> from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
+        >>> from tfl_rewrite.passes import FoldBatchNorms
         >>> tfl_rewrite.rewrite("model.tflite", passes=[FoldBatchNorms()]).outcome
         'unchanged'
     """

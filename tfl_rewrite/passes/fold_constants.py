@@ -42,7 +42,7 @@ class FoldConstants(Pass):
     computes them. Outputs stay equal to the bit.
 
     Example:
-        >>> from tfl_rewrite.passes.fold_constants import FoldConstants
+        >>> from tfl_rewrite.passes import FoldConstants
         >>> report = tfl_rewrite.rewrite("model.tflite", "folded.tflite", [FoldConstants()])
         >>> report.outcome
         'unchanged'

@@ -286,7 +286,7 @@ class Fuse(Pass):
     moved stays equal to the bit; what is computed in another order stays within 120 dB.
 
     Example:
-        >>> from tfl_rewrite.passes.fuse import Fuse
+        >>> from tfl_rewrite.passes import Fuse
         >>> report = tfl_rewrite.rewrite("model.tflite", "fused.tflite", [Fuse()])
         >>> report.outcome
         'unchanged'

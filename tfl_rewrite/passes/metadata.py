@@ -59,7 +59,8 @@ class SetMetadata(Pass):
     except with --reduced-precision on a processor that computes in half precision.
 
     Example:
-        >>> described = tfl_rewrite.SetMetadata(model_name="digits", mean="0", std="1")
+        >>> from tfl_rewrite.passes import SetMetadata
+        >>> described = SetMetadata(model_name="digits", mean="0", std="1")
         >>> report = tfl_rewrite.rewrite("model.tflite", "described.tflite", [described])
         >>> [change.where for change in report.results[0].changes]
         ['metadata TFLITE_METADATA']

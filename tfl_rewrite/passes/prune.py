@@ -143,8 +143,9 @@ class Prune(Pass):
         notes: Further lines for the report.
 
     Example:
+        >>> from tfl_rewrite.passes import Prune
         >>> model = tfl_rewrite.load("model.tflite")
-        >>> (result,) = tfl_rewrite.run(model, [tfl_rewrite.Prune(sparsity=0.7)])
+        >>> (result,) = tfl_rewrite.run(model, [Prune(sparsity=0.7)])
         >>> result.modified
         True
     """

@@ -89,8 +89,9 @@ class Quantize(Pass):
         margin: By how many dB more than ``--min-snr`` mixed activations keep on the samples at hand.
 
     Example:
+        >>> from tfl_rewrite.passes import Quantize
         >>> judging = tfl_rewrite.Judging(inputs=("inputs.npz",))
-        >>> passes = [tfl_rewrite.Quantize()]
+        >>> passes = [Quantize()]
         >>> report = tfl_rewrite.rewrite("model.tflite", "integers.tflite", passes, judging=judging)
         >>> report.nbytes_after < report.nbytes_before / 2
         True

@@ -76,7 +76,8 @@ class QuantizeWeights(Pass):
         selection: Which constants, of what the options say.
 
     Example:
-        >>> passes = [tfl_rewrite.QuantizeWeights(dtype="int4", granularity="block:32", exclude=("^logits",))]
+        >>> from tfl_rewrite.passes import QuantizeWeights
+        >>> passes = [QuantizeWeights(dtype="int4", granularity="block:32", exclude=("^logits",))]
         >>> model = tfl_rewrite.load("model.tflite")
         >>> tfl_rewrite.run(model, passes)[0].modified
         True

@@ -137,8 +137,9 @@ class RemoveDead(Pass):
     part between them. Outputs stay equal to the bit.
 
     Example:
+        >>> from tfl_rewrite.passes import RemoveDead
         >>> last = tfl_rewrite.load("model.tflite").subgraphs[0].operators[-1].inputs[0]
-        >>> cut = tfl_rewrite.RemoveDead(outputs=(last.name,))
+        >>> cut = RemoveDead(outputs=(last.name,))
         >>> report = tfl_rewrite.rewrite("model.tflite", "logits.tflite", [cut])
     """
 

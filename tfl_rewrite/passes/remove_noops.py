@@ -70,7 +70,7 @@ class RemoveNoops(Pass):
     cancel, padding by nothing, and the like. Outputs stay equal to the bit.
 
     Example:
-        >>> from tfl_rewrite.passes.remove_noops import RemoveNoops
+        >>> from tfl_rewrite.passes import RemoveNoops
         >>> model = tfl_rewrite.load("model.tflite")
         >>> (result,) = tfl_rewrite.run(model, [RemoveNoops()])
         >>> [change.what for change in result.changes]

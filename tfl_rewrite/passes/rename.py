@@ -337,8 +337,9 @@ class Rename(Pass):
     where both had the old one. Names in TFLITE_METADATA follow. Outputs stay equal to the bit.
 
     Example:
+        >>> from tfl_rewrite.passes import passes_of
         >>> (tensor,) = tfl_rewrite.load("model.tflite").subgraphs[0].inputs
-        >>> pairs = tfl_rewrite.passes_of([f"rename:input={tensor.name}=image"])
+        >>> pairs = passes_of([f"rename:input={tensor.name}=image"])
         >>> report = tfl_rewrite.rewrite("model.tflite", "named.tflite", pairs)
         >>> tfl_rewrite.load("named.tflite").subgraphs[0].inputs[0].name
         'image'

@@ -250,7 +250,8 @@ class Repair(Pass):
     file with nothing to repair is copied.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "repaired.tflite", [tfl_rewrite.Repair()])
+        >>> from tfl_rewrite.passes import Repair
+        >>> report = tfl_rewrite.rewrite("model.tflite", "repaired.tflite", [Repair()])
         >>> report.results[0].idle
         "nothing to repair; 'tfl-rewrite doctor' says what else is worth knowing"
     """

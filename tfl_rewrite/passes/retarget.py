@@ -51,7 +51,8 @@ class Retarget(Pass):
     is left is named with its place and the reason, with exit code 3.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "old.tflite", [tfl_rewrite.Retarget(target="2.14")])
+        >>> from tfl_rewrite.passes import Retarget
+        >>> report = tfl_rewrite.rewrite("model.tflite", "old.tflite", [Retarget(target="2.14")])
         >>> tfl_rewrite.diagnose("old.tflite", min_runtime="2.14").counts["error"]
         0
     """

@@ -140,7 +140,8 @@ class RoundWeights(Pass):
         levels: Constants that are rounded less, by position of the buffer; see :meth:`refined`.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "steps.tflite", [tfl_rewrite.RoundWeights(steps=64)])
+        >>> from tfl_rewrite.passes import RoundWeights
+        >>> report = tfl_rewrite.rewrite("model.tflite", "steps.tflite", [RoundWeights(steps=64)])
         >>> before, after = report.deflated
         >>> after < before
         True

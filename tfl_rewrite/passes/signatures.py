@@ -43,7 +43,8 @@ class Signatures(Pass):
     bit: those of a new signature are compared with what the subgraph gives.
 
     Example:
-        >>> signed = tfl_rewrite.Signatures(add=("digits:outputs=scores=#14",), remove=("serving_default",))
+        >>> from tfl_rewrite.passes import Signatures
+        >>> signed = Signatures(add=("digits:outputs=scores=#14",), remove=("serving_default",))
         >>> signed.parts()[0].name
         'signatures'
     """

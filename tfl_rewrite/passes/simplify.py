@@ -38,7 +38,8 @@ class Simplify(Pass):
     120 dB where something was folded.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "simple.tflite", [tfl_rewrite.Simplify()])
+        >>> from tfl_rewrite.passes import Simplify
+        >>> report = tfl_rewrite.rewrite("model.tflite", "simple.tflite", [Simplify()])
         >>> report.results[0].exact
         True
     """

@@ -163,10 +163,11 @@ class Report(JsonData):
         estimated: Whether those are estimated from pieces of the file.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "report.tflite", [tfl_rewrite.QuantizeWeights()])
+        >>> from tfl_rewrite.passes import Compact, QuantizeWeights
+        >>> report = tfl_rewrite.rewrite("model.tflite", "report.tflite", [QuantizeWeights()])
         >>> report.verdict.status, report.results[0].name
         ('pass', 'quantize-weights')
-        >>> tfl_rewrite.rewrite("model.tflite", passes=[tfl_rewrite.Compact()]).model
+        >>> tfl_rewrite.rewrite("model.tflite", passes=[Compact()]).model
         <Model: 1 subgraphs, 19 tensors, 7 operators, 97,440 bytes of constants>
     """
 
@@ -206,9 +207,10 @@ class RewriteFailed(VerificationError):
     """Verification refused the result; ``report`` has all figures.
 
     Example:
+        >>> from tfl_rewrite.passes import QuantizeWeights
         >>> strict = tfl_rewrite.Judging(tolerance=tfl_rewrite.Tolerance(exact=True), rescue=False)
         >>> try:
-        ...     passes = [tfl_rewrite.QuantizeWeights()]
+        ...     passes = [QuantizeWeights()]
         ...     tfl_rewrite.rewrite("model.tflite", "exact.tflite", passes, judging=strict)
         ... except tfl_rewrite.RewriteFailed as error:
         ...     print(error.report.outcome, error.report.verdict.status)

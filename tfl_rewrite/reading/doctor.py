@@ -91,7 +91,7 @@ def diagnose(model: ModelLike, *, min_runtime: str | None = None) -> Diagnosis:
     Args:
         model: A path, bytes, an open file or a model.
         min_runtime: The oldest runtime that is to run it, as for
-            :class:`tfl_rewrite.QuantizeWeights`; None for no particular one.
+            :class:`tfl_rewrite.passes.QuantizeWeights`; None for no particular one.
 
     Raises:
         FormatError: It is damaged so far that it cannot be read.

@@ -38,7 +38,7 @@ _STEP = 1.0
 
 FLOATS, ANY = "float", "any"
 INTEGERS = ("int8", "mixed", "int16")
-"""Activations of :class:`tfl_rewrite.Quantize`, the smallest and fastest first."""
+"""Activations of :class:`tfl_rewrite.passes.Quantize`, the smallest and fastest first."""
 
 
 def _encodings(value: object) -> tuple[str, ...]:

@@ -51,7 +51,8 @@ def rewrite(
             :func:`tfl_rewrite.files.source.load` and :func:`tfl_rewrite.files.source.save`.
 
     Example:
-        >>> report = tfl_rewrite.rewrite("model.tflite", "int8.tflite", [tfl_rewrite.QuantizeWeights()])
+        >>> from tfl_rewrite.passes import QuantizeWeights
+        >>> report = tfl_rewrite.rewrite("model.tflite", "int8.tflite", [QuantizeWeights()])
         >>> report.outcome, report.nbytes_after < report.nbytes_before / 2
         ('rewritten', True)
     """
