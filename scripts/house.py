@@ -106,6 +106,7 @@ class Modules:
     here: Path = HERE
     trees: dict[Path, ast.Module] = field(init=False)
     lines: dict[Path, int] = field(init=False)
+    _imports: dict[Path, list[Import]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         texts = {path.relative_to(self.here): path.read_text("utf-8") for path in self.here.rglob("*.py")}
@@ -120,12 +121,17 @@ class Modules:
                 return path
         return None
 
-    def imports(self, module: Path) -> Iterator[Import]:
-        """Yields each import from the package, wherever in the module it stands.
+    def imports(self, module: Path) -> list[Import]:
+        """Returns each import from the package, wherever in the module it stands.
 
         Raises:
             LookupError: A module is imported that is not there.
         """
+        if module not in self._imports:
+            self._imports[module] = list(self._imports_in(module))
+        return self._imports[module]
+
+    def _imports_in(self, module: Path) -> Iterator[Import]:
         for node in ast.walk(self.trees[module]):
             if isinstance(node, ast.Import):
                 names = [(alias.name.split("."), None) for alias in node.names]

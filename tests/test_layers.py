@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,40 +43,46 @@ WING = ("interpreter", "samples", "judge")
 WING_IMPORTS = {*WING, "errors", "work", "options"}
 # The public names stand at the top of the package and are loaded late.
 FRONT = house.FRONT
-PACKAGE = house.Modules()
-MODULES = list(PACKAGE.trees)
+
+
+@pytest.fixture(scope="module")
+def package() -> Any:
+    """Every file of the package, parsed: by who runs these tests, not by all who collect them."""
+    return house.Modules()
 
 
 def room_of(module: Path) -> str:
     return module.parts[0] if len(module.parts) > 1 else module.stem
 
 
-def test_every_module_has_a_room() -> None:
-    assert len(MODULES) > 100
-    assert {room_of(module) for module in MODULES} == {*ROOMS, *FRONT}
-    assert {module.stem for module in MODULES if len(module.parts) == 1} == {*FRONT, *house.LOOSE}
-    for folder in {module.parent for module in MODULES}:
-        assert folder / "__init__.py" in PACKAGE.trees, f"{folder} is no package"
+def test_every_module_has_a_room(package: Any) -> None:
+    assert len(package.trees) > 100
+    assert {room_of(module) for module in package.trees} == {*ROOMS, *FRONT}
+    assert {module.stem for module in package.trees if len(module.parts) == 1} == {*FRONT, *house.LOOSE}
+    for folder in {module.parent for module in package.trees}:
+        assert folder / "__init__.py" in package.trees, f"{folder} is no package"
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_imports_point_upward(module: Path) -> None:
-    own = room_of(module)
-    if own in FRONT:
-        return
-    for line, target, name in PACKAGE.imports(module):
-        room = room_of(target)
-        if room == "__init__" and name in ("__version__", "late"):
-            continue
-        assert room in LEVEL, f"{module}:{line} imports {target}, which is in no room"
-        assert LEVEL[room] <= LEVEL[own], f"{module}:{line} imports {target}, which is below it"
-        if own in WING:
-            assert room in WING_IMPORTS, f"{module}:{line}: the judge imports {target}"
+def test_imports_point_upward(package: Any) -> None:
+    faults = []
+    for module in package.trees:
+        own = room_of(module)
+        for line, target, name in () if own in FRONT else package.imports(module):
+            room = room_of(target)
+            if room == "__init__" and name in ("__version__", "late"):
+                continue
+            if room not in LEVEL:
+                faults.append(f"{module}:{line} imports {target}, which is in no room")
+            elif LEVEL[room] > LEVEL[own]:
+                faults.append(f"{module}:{line} imports {target}, which is below it")
+            elif own in WING and room not in WING_IMPORTS:
+                faults.append(f"{module}:{line}: the judge imports {target}")
+    assert faults == []
 
 
-def test_no_file_imports_itself_through_others() -> None:
+def test_no_file_imports_itself_through_others(package: Any) -> None:
     """Of the front only the version and ``late`` are imported, which the test above holds."""
-    assert PACKAGE.circles() == []
+    assert package.circles() == []
 
 
 def test_circles_are_found() -> None:
@@ -84,13 +91,12 @@ def test_circles_are_found() -> None:
     assert house.circles(graph) == [[two, three]]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_private_names_stay_at_home(module: Path) -> None:
-    assert PACKAGE.private_imports(module) == []
+def test_private_names_stay_at_home(package: Any) -> None:
+    assert [text for module in package.trees for text in package.private_imports(module)] == []
 
 
-def test_judge_is_there_to_be_tested() -> None:
-    assert {room_of(module) for module in MODULES} >= set(WING)
+def test_judge_is_there_to_be_tested(package: Any) -> None:
+    assert {room_of(module) for module in package.trees} >= set(WING)
 
 
 # Constants as arrays: loaded when somebody asks for one.
@@ -108,11 +114,11 @@ def without_types(tree: ast.Module) -> ast.Module:
 
 
 @pytest.mark.parametrize("room", ["errors", "work", "options", "flatbuf", "files", "model"])
-def test_lower_half_needs_no_numbers_and_no_interpreter(room: str) -> None:
-    for module in MODULES:
+def test_lower_half_needs_no_numbers_and_no_interpreter(package: Any, room: str) -> None:
+    for module in package.trees:
         if room_of(module) != room or module in LATE:
             continue
-        for node in ast.walk(without_types(PACKAGE.trees[module])):
+        for node in ast.walk(without_types(package.trees[module])):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {"numpy", "ai_edge_litert", "tensorflow"} & {name.partition(".")[0] for name in names}

@@ -327,6 +327,7 @@ def _refuse_taken(names: Iterable[tuple[str | None, str]], what: str) -> None:
 
 
 _PAIR = "OLD=NEW"
+_OPTIONS = ("input", "output", "tensor", "argument", "signature")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -370,10 +371,10 @@ class Rename(Pass):
             UsageError: Nothing is asked for; a name is unknown, stands for several things, cannot be one, or
                 is taken.
         """
-        if not self._asked:
+        if not any(getattr(self, name) for name in _OPTIONS):
             raise nothing_asked("--input, --output or --signature OLD=NEW")
         names = Renaming(model)
-        for name in ("input", "output", "tensor", "argument", "signature"):
+        for name in _OPTIONS:
             for text in getattr(self, name):
                 with naming(f"--{name} {text}:"):
                     names.take(name, text)
@@ -392,10 +393,6 @@ class Rename(Pass):
             grows=True,
             counterparts=counterparts,
         )
-
-    @property
-    def _asked(self) -> bool:
-        return any((self.input, self.output, self.tensor, self.argument, self.signature))
 
 
 __all__ = ["Rename"]
