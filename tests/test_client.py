@@ -50,7 +50,9 @@ def test_the_client_passes_a_strict_type_checker(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
-def test_python_blocks_of_the_docs_run(root: Path, fixtures: Path, tmp_path: Path, page: str) -> None:
+def test_python_blocks_of_the_docs_run(
+    root: Path, fixtures: Path, few: Path, tmp_path: Path, page: str
+) -> None:
     shutil.copy(fixtures / "digits_cnn.tflite", tmp_path / "model.tflite")
     shutil.copy(few, tmp_path / "inputs.npz")
     text = (root / page).read_text("utf-8")

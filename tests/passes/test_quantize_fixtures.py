@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ends": {"keep_first_last": True},
 }
 every_setting = pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
-# Weights in a form that 2.14 does not know are stored anew for it, at whatever size (test_renewal).
 RENEWED = {"already_int8", "blockwise_int4", "digits_cnn_dynamic_range"}
-
-
-def skip_renewed(name: str, options: dict[str, Any]) -> None:
-    if name in RENEWED and "min_runtime" in options:
-        pytest.skip("its weights are stored anew")
 
 
 def quantized(path: Path, **options: Any) -> tuple[Model, PassResult]:
@@ -158,57 +153,58 @@ def test_outcome(sound: Path) -> None:
 
 
 @every_setting
-def test_every_float_constant_is_reported_once(sound: Path, options: dict[str, Any]) -> None:
-    skip_renewed(sound.stem, options)
-    floats = [
+def test_what_is_written(sound: Path, options: dict[str, Any], tmp_path: Path) -> None:
+    """One rewrite of each file under each setting, and all that holds for it."""
+    before, model = load(sound), load(sound)
+    kept = Kept.of(model)
+    result = run_passes(model, [QuantizeWeights(**options)])[0]
+    modified, target = is_changed(model), tmp_path / "out.tflite"
+    nbytes = save(model, target)
+    assert nbytes == target.stat().st_size
+    after = load(target)
+    assert len(problems(after)) <= len(problems(before))
+    check_second_run(target, options)
+    # Weights in a form that 2.14 does not know are stored anew for it, at whatever size (test_renewal).
+    if sound.stem in RENEWED and "min_runtime" in options:
+        return
+    assert len(result.changes) + len(result.skips) == len(floats_of(before))
+    assert result.modified == modified
+    check_sizes(sound, target, result)
+    check_integers(before, after, result)
+    kept.check(result, before)
+
+
+def floats_of(model: Model) -> list[Tensor]:
+    return [
         tensor
-        for subgraph in load(sound).subgraphs
+        for subgraph in model.subgraphs
         for tensor in subgraph.tensors
         if tensor.is_constant and tensor.dtype_name in ("FLOAT32", "FLOAT16")
     ]
-    _, result = quantized(sound, **options)
-    assert len(result.changes) + len(result.skips) == len(floats)
 
 
-@every_setting
-def test_sizes(sound: Path, options: dict[str, Any], tmp_path: Path) -> None:
+def check_second_run(path: Path, options: dict[str, Any]) -> None:
+    """It changes nothing."""
+    again, result = quantized(path, **options)
+    assert result.changes == ()
+    assert again.to_bytes() == path.read_bytes()
+
+
+def check_sizes(sound: Path, target: Path, result: PassResult) -> None:
     """What is changed is smaller, buffer by buffer, and so is the file; what is not changed costs nothing."""
-    skip_renewed(sound.stem, options)
-    model, result = quantized(sound, **options)
-    assert result.modified == is_changed(model)
     saved: Counter[int] = Counter()
     together = {"LSTM", "RNN", "SVDF"}
     for change in result.changes:
         recurrent = any(name.split("_")[-1] in together for name in change.readers)
         saved[-1 if recurrent else change.buffer] += change.saved
     assert all(nbytes > 0 for nbytes in saved.values())
-    target = tmp_path / "out.tflite"
-    nbytes = save(model, target)
-    assert nbytes == target.stat().st_size <= sound.stat().st_size
+    nbytes = target.stat().st_size
+    assert nbytes <= sound.stat().st_size
     if not result.modified:
         assert target.read_bytes() == sound.read_bytes()
     else:
         # The estimate is an upper bound of what is written, less the rounding of positions.
         assert sound.stat().st_size - nbytes >= sum(saved.values()) * 0.97 - 256
-
-
-@every_setting
-def test_a_second_run_changes_nothing(sound: Path, options: dict[str, Any], tmp_path: Path) -> None:
-    model, _ = quantized(sound, **options)
-    once, twice = tmp_path / "once.tflite", tmp_path / "twice.tflite"
-    save(model, once)
-    again, result = quantized(once, **options)
-    assert result.changes == ()
-    save(again, twice)
-    assert twice.read_bytes() == once.read_bytes()
-
-
-@every_setting
-def test_what_was_written_is_sound(sound: Path, options: dict[str, Any], tmp_path: Path) -> None:
-    before = problems(load(sound))
-    model, _ = quantized(sound, **options)
-    save(model, tmp_path / "out.tflite")
-    assert len(problems(load(tmp_path / "out.tflite"))) <= len(before)
 
 
 def test_same_input_same_bytes(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,14 +227,8 @@ def _expected_integers(values: Array, axis: int | None) -> tuple[Array, Array]:
     return np.clip(np.rint(wide / scale), -127, 127).astype(np.int8), scale.reshape(-1)
 
 
-@every_setting
-def test_integers_in_the_file(sound: Path, options: dict[str, Any], tmp_path: Path) -> None:
+def check_integers(before: Model, after: Model, result: PassResult) -> None:
     """The int8 tensors of the written file hold what rounding to the nearest gives, with zero points 0."""
-    skip_renewed(sound.stem, options)
-    before = load(sound)
-    model, result = quantized(sound, **options)
-    save(model, tmp_path / "out.tflite")
-    after = load(tmp_path / "out.tflite")
     int8_before, int8_after = _int8(before), _int8(after)
     for change in result.changes:
         source = before.buffers[change.buffer]
@@ -322,78 +312,100 @@ def _rows(model: Model, root: Record, field: str) -> dict[int, tuple[Any, Record
     }
 
 
-@every_setting
-def test_nothing_else_changes(sound: Path, options: dict[str, Any]) -> None:
-    """Field by field, records that belong to nothing rewritten are those of the input."""
-    skip_renewed(sound.stem, options)
-    model = load(sound)
-    old = lower(model)
-    tensors, operators = _rows(model, old, "tensors"), _rows(model, old, "operators")
-    before = {key: (item.dtype, item.buffer, item.quantization) for key, (item, _) in tensors.items()}
-    reads = {
-        key: (list(item.inputs), list(item.outputs), item.code.name) for key, (item, _) in operators.items()
-    }
-    buffers = [(buffer, buffer.blob) for buffer in model.buffers]
-    result = run_passes(model, [QuantizeWeights(**options)])[0]
-    new = lower(model)
-    rewritten = {id(buffers[change.buffer][0]) for change in result.changes}
-    tensors_after, operators_after = _rows(model, new, "tensors"), _rows(model, new, "operators")
+@dataclass(frozen=True)
+class Kept:
+    """What the tensors and operators of a model were before it was rewritten."""
 
-    # Tensors. Those of a rewritten constant, and float16 biases that become float32, change in three fields.
-    for key, (tensor, record) in tensors.items():
-        dtype, buffer, quantization = before[key]
-        if key not in tensors_after:
-            assert id(buffer) in rewritten or record.get("type") in (0, 1)
-            continue
-        differs = _different(record, tensors_after[key][1])
-        if (tensor.dtype, tensor.buffer, tensor.quantization) == (dtype, buffer, quantization):
-            assert differs == set()
-        else:
-            assert differs <= {"type", "buffer", "quantization"}
-            assert id(buffer) in rewritten or (dtype == 0 and tensor.buffer.nbytes == 4 * tensor.elements)
-    # Operators. They read other tensors only where a constant was rewritten.
-    for key, (operator, record) in operators.items():
-        inputs, outputs, name = reads[key]
-        if key not in operators_after:
-            assert name == "DEQUANTIZE"
-            continue
-        numbers = {"inputs", "outputs", "opcode_index"}
-        differs = _different(record, operators_after[key][1])
-        assert operator.code.name == name
-        if differs - numbers:
-            assert differs <= {*numbers, "builtin_options", "builtin_options_type"}
-            one = record.get("builtin_options")
-            two = operators_after[key][1]["builtin_options"]
-            if one is not None:
-                assert _different(one, two) == {"asymmetric_quantize_inputs"}
-        moved = [one for one, two in zip(inputs, operator.inputs, strict=False) if one is not two]
-        assert all(
-            one is not None and (id(one) not in tensors_after or _was(one, before, rewritten))
-            for one in moved
+    model: Model
+    old: Record
+    tensors: dict[int, tuple[Any, Record]]
+    operators: dict[int, tuple[Any, Record]]
+    before: dict[int, tuple[int, Buffer, Quantization | None]]
+    reads: dict[int, tuple[list[Any], list[Any], str]]
+    buffers: list[tuple[Buffer, Any]]
+
+    @classmethod
+    def of(cls, model: Model) -> Kept:
+        old = lower(model)
+        tensors, operators = _rows(model, old, "tensors"), _rows(model, old, "operators")
+        return cls(
+            model,
+            old,
+            tensors,
+            operators,
+            {key: (item.dtype, item.buffer, item.quantization) for key, (item, _) in tensors.items()},
+            {
+                key: (list(item.inputs), list(item.outputs), item.code.name)
+                for key, (item, _) in operators.items()
+            },
+            [(buffer, buffer.blob) for buffer in model.buffers],
         )
-        assert len(operator.inputs) == len(inputs) or name in ("CONV_2D", "DEPTHWISE_CONV_2D")
-        assert all(map(_is_same, operator.outputs, outputs)) or name == "GATHER"
-    # Buffers keep their places; only rewritten ones, freed float16 biases and the minimum runtime change.
-    said = model.metadata_named("min_runtime_version")
-    for index, (buffer, blob) in enumerate(buffers):
-        assert model.buffers[index] is buffer
-        if buffer.blob is not blob and id(buffer) not in rewritten:
-            assert buffer.blob is None or (said is not None and said.buffer is buffer)
-    # The interface, metadata, and everything above.
-    assert _different(old, new) <= {"operator_codes", "subgraphs", "buffers", "signature_defs"}
-    for one, two in zip(old["subgraphs"], new["subgraphs"], strict=True):
-        assert _different(one, two) <= {"tensors", "inputs", "outputs", "operators"}
-    for signature, row in zip(load(sound).signatures, model.signatures, strict=True):
-        assert signature.key == row.key
-        for one_rows, two_rows in ((signature.inputs, row.inputs), (signature.outputs, row.outputs)):
-            assert [(r.get("name"), t.name, t.dtype) for r, t in one_rows] == [
-                (r.get("name"), t.name, t.dtype) for r, t in two_rows
-            ]
-    for graph, other in zip(load(sound).subgraphs, model.subgraphs, strict=True):
-        for one_side, two_side in ((graph.inputs, other.inputs), (graph.outputs, other.outputs)):
-            assert [(t.name, t.dtype, t.shape) for t in one_side] == [
-                (t.name, t.dtype, t.shape) for t in two_side
-            ]
+
+    def check(self, result: PassResult, sound: Model) -> None:
+        """Field by field, records that belong to nothing rewritten are those of the input."""
+        model, old, tensors, operators, before, reads, buffers = (
+            getattr(self, item.name) for item in fields(self)
+        )
+        new = lower(model)
+        rewritten = {id(buffers[change.buffer][0]) for change in result.changes}
+        tensors_after, operators_after = _rows(model, new, "tensors"), _rows(model, new, "operators")
+
+        # Tensors. Those of a rewritten constant, and float16 biases that become float32, change in three
+        # fields.
+        for key, (tensor, record) in tensors.items():
+            dtype, buffer, quantization = before[key]
+            if key not in tensors_after:
+                assert id(buffer) in rewritten or record.get("type") in (0, 1)
+                continue
+            differs = _different(record, tensors_after[key][1])
+            if (tensor.dtype, tensor.buffer, tensor.quantization) == (dtype, buffer, quantization):
+                assert differs == set()
+            else:
+                assert differs <= {"type", "buffer", "quantization"}
+                assert id(buffer) in rewritten or (dtype == 0 and tensor.buffer.nbytes == 4 * tensor.elements)
+        # Operators. They read other tensors only where a constant was rewritten.
+        for key, (operator, record) in operators.items():
+            inputs, outputs, name = reads[key]
+            if key not in operators_after:
+                assert name == "DEQUANTIZE"
+                continue
+            numbers = {"inputs", "outputs", "opcode_index"}
+            differs = _different(record, operators_after[key][1])
+            assert operator.code.name == name
+            if differs - numbers:
+                assert differs <= {*numbers, "builtin_options", "builtin_options_type"}
+                one = record.get("builtin_options")
+                two = operators_after[key][1]["builtin_options"]
+                if one is not None:
+                    assert _different(one, two) == {"asymmetric_quantize_inputs"}
+            moved = [one for one, two in zip(inputs, operator.inputs, strict=False) if one is not two]
+            assert all(
+                one is not None and (id(one) not in tensors_after or _was(one, before, rewritten))
+                for one in moved
+            )
+            assert len(operator.inputs) == len(inputs) or name in ("CONV_2D", "DEPTHWISE_CONV_2D")
+            assert all(map(_is_same, operator.outputs, outputs)) or name == "GATHER"
+        # Buffers keep their places; only rewritten ones, freed float16 biases and the minimum runtime change.
+        said = model.metadata_named("min_runtime_version")
+        for index, (buffer, blob) in enumerate(buffers):
+            assert model.buffers[index] is buffer
+            if buffer.blob is not blob and id(buffer) not in rewritten:
+                assert buffer.blob is None or (said is not None and said.buffer is buffer)
+        # The interface, metadata, and everything above.
+        assert _different(old, new) <= {"operator_codes", "subgraphs", "buffers", "signature_defs"}
+        for one, two in zip(old["subgraphs"], new["subgraphs"], strict=True):
+            assert _different(one, two) <= {"tensors", "inputs", "outputs", "operators"}
+        for signature, row in zip(sound.signatures, model.signatures, strict=True):
+            assert signature.key == row.key
+            for one_rows, two_rows in ((signature.inputs, row.inputs), (signature.outputs, row.outputs)):
+                assert [(r.get("name"), t.name, t.dtype) for r, t in one_rows] == [
+                    (r.get("name"), t.name, t.dtype) for r, t in two_rows
+                ]
+        for graph, other in zip(sound.subgraphs, model.subgraphs, strict=True):
+            for one_side, two_side in ((graph.inputs, other.inputs), (graph.outputs, other.outputs)):
+                assert [(t.name, t.dtype, t.shape) for t in one_side] == [
+                    (t.name, t.dtype, t.shape) for t in two_side
+                ]
 
 
 def _was(tensor: Tensor, before: dict[int, tuple[int, Buffer, Any]], rewritten: set[int]) -> bool:
@@ -409,7 +421,8 @@ def _is_same(one: object, two: object) -> bool:
 )
 @every_setting
 def test_quantized_already(fixtures: Path, tmp_path: Path, name: str, options: dict[str, Any]) -> None:
-    skip_renewed(name, options)
+    if name in RENEWED and "min_runtime" in options:
+        pytest.skip("its weights are stored anew")
     model, result = quantized(fixtures / f"{name}.tflite", **{"min_elements": 1024, **options})
     assert not result.modified
     save(model, tmp_path / "out.tflite")
