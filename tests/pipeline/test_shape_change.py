@@ -217,11 +217,38 @@ def test_a_resolution_that_nothing_fixed_is_compared(tmp_path: Path) -> None:
     assert load(tmp_path / "out.tflite").subgraphs[0].outputs[0].shape == (1, 48, 8)
 
 
-def test_a_resolution_that_a_constant_fixed_cannot_be_compared(tmp_path: Path) -> None:
+def resizing(net: Net, *, loose: bool) -> None:
+    """Half the size and back, added to what it was, and the mean of all places; or enlarged at the end."""
+    source = net.input("image", (1, 4, 4, 3))
+    by_two = {"stride_h": 2, "stride_w": 2, "filter_height": 2, "filter_width": 2}
+    half = net.add("AVERAGE_POOL_2D", [source], "half", (1, 2, 2, 3), **by_two)
+    shape = net.constant("again", numbers([4, 4]))
+    back = net.add("RESIZE_NEAREST_NEIGHBOR", [half, shape], "back", (1, 4, 4, 3))
+    added = net.add("ADD", [source, back], "added", (1, 4, 4, 3))
+    plane = {"stride_h": 4, "stride_w": 4, "filter_height": 4, "filter_width": 4, "padding": 1}
+    net.output(net.add("AVERAGE_POOL_2D", [added], "mean", (1, 1, 1, 3), **plane))
+    if loose:
+        twice = net.constant("twice", numbers([8, 8]))
+        net.output(net.add("RESIZE_NEAREST_NEIGHBOR", [added, twice], "large", (1, 8, 8, 3)))
+
+
+@pytest.mark.parametrize("build", [fixed, lambda net: resizing(net, loose=False)])
+def test_a_resolution_is_compared_where_constants_can_say_nothing_else(
+    tmp_path: Path, build: Callable[[Net], None]
+) -> None:
     wish = Reshaping(input=("image=1,8,6,3",))
-    report = reshape(made(tmp_path, fixed), tmp_path / "out.tflite", wish, judging=QUICK)
-    assert report.unverified is not None and "equals it to the bit" in report.unverified
-    assert constants(load(tmp_path / "out.tflite"))["shape"] == [1, 48, 8]
+    report = reshape(made(tmp_path, build), tmp_path / "out.tflite", wish, judging=QUICK)
+    assert report.verdict is not None and report.verdict.passed
+    assert any("can say nothing else" in note for note in report.verdict.notes)
+    said = constants(load(tmp_path / "out.tflite"))
+    assert said.get("shape", [1, 48, 8]) == [1, 48, 8] and said.get("again", [8, 6]) == [8, 6]
+
+
+def test_a_resolution_that_a_constant_fixed_otherwise_is_not_judged(tmp_path: Path) -> None:
+    wish, path = Reshaping(input=("image=1,8,6,3",)), made(tmp_path, lambda net: resizing(net, loose=True))
+    report = reshape(path, tmp_path / "out.tflite", wish, judging=QUICK)
+    assert report.unverified is not None and "RESIZE_NEAREST_NEIGHBOR -> large follow" in report.unverified
+    assert constants(load(tmp_path / "out.tflite"))["twice"] == [16, 12]
 
 
 def test_weights_for_so_many_places_are_named(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
-"""What a batch gives, told by runs of the original on each of its samples."""
+"""What a batch gives, told by runs of the original on each of its samples.
+
+And which constants could say nothing else for another resolution.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,15 @@ import numpy as np
 from tfl_rewrite.editing.axes import new_size
 from tfl_rewrite.editing.effects import Effects
 from tfl_rewrite.editing.sizes import Walk
+from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.interpreter.interface import Array
 from tfl_rewrite.judge.routes import Going, Run
+from tfl_rewrite.kernels import table
 from tfl_rewrite.kernels.operators import SideEffect
-from tfl_rewrite.model.ir import Model, Signature, Tensor
-from tfl_rewrite.pipeline.input_shapes import Reshaped
+from tfl_rewrite.kernels.table import row_of
+from tfl_rewrite.model.blob import OwnedBlob
+from tfl_rewrite.model.ir import Model, Operator, Signature, Tensor
+from tfl_rewrite.pipeline.input_shapes import Preparing, Reshaped
 from tfl_rewrite.pipeline.targets import Target
 from tfl_rewrite.samples.made import Step
 
@@ -167,3 +174,124 @@ def _joined(
     return np.take(whole, range(count), at).reshape(
         [new_size(axis) * count // batch[1] if batch in axis else new_size(axis) for axis in split]
     )
+
+
+@dataclass(slots=True)
+class Chosen:
+    """Constants that were changed for another resolution, and that could say something else as well.
+
+    Args:
+        before: The original.
+        done: What was done to it.
+        made: The result, which is changed in trials.
+        preparing: Tells whether the runtime takes a trial.
+    """
+
+    before: Model
+    done: Reshaped
+    made: Model
+    preparing: Preparing
+
+    def operators(self) -> Iterator[Operator]:
+        """Yields the operators that have such a constant.
+
+        No choice is the axis of a RESHAPE that alone has another size, a pool over the whole plane, a slice
+        to the end, and a RESIZE of which the runtime takes no other size, since something of that size is
+        added to what it gives, or joined with it.
+        """
+        whole = self.done.walks[0].editor.model
+        for number, (old_graph, graph) in enumerate(zip(self.before.subgraphs, whole.subgraphs, strict=True)):
+            walk = next((item for item in self.done.walks if item.subgraph is graph), None)
+            for place, (old, new) in enumerate(zip(old_graph.operators, graph.operators, strict=True)):
+                if not _is_same(old, new) and (
+                    walk is None or not (_follows(walk, old, new) or self._is_held(walk, number, place, new))
+                ):
+                    yield new
+
+    def _is_held(self, walk: Walk, number: int, place: int, operator: Operator) -> bool:
+        """Whether the runtime refuses every size of a RESIZE that is one more or less."""
+        sizes, source = walk.numbers(operator, 1), operator.inputs[0]
+        if row_of(operator) not in table.RESIZES or sizes is None or source is None:
+            return False
+        graph, whole = self.made.subgraphs[number], self.done.walks[0].editor.model
+        entered = [
+            (target, self.made.subgraphs[whole.subgraphs.index(target.subgraph)])
+            for target in self.done.targets
+        ]
+        targets = [
+            replace(target, subgraph=own, shapes={id(item): tuple(item.shape or ()) for item in own.inputs})
+            for target, own in entered
+        ]
+        trial = graph.operators[place]
+        told = trial.inputs[1]
+        assert told is not None
+        try:
+            for axis in range(len(sizes)):
+                for step in (-1, 1):
+                    values = np.array(sizes, told.values.dtype)
+                    values[axis] += step
+                    other = replace(told, buffer=self.made.add_buffer(OwnedBlob(values.tobytes())))
+                    graph.tensors.append(other)
+                    trial.inputs[1] = other
+                    if not self.preparing.shapes(self.made, targets, runs=False).refusals:
+                        return False
+        except UnsupportedError:
+            return False
+        finally:
+            trial.inputs[1] = told
+        return True
+
+
+def _is_same(old: Operator, new: Operator) -> bool:
+    """Whether an operator says the same as before, in its options and in its constants."""
+    if old.options != new.options or len(old.inputs) != len(new.inputs):
+        return False
+    for one, other in zip(old.inputs, new.inputs, strict=True):
+        if one is not None and other is not None and one.is_constant:
+            blobs = one.buffer.blob, other.buffer.blob
+            if blobs[0] is None or blobs[1] is None or blobs[0].nbytes != blobs[1].nbytes:
+                return False
+            if blobs[0].view() != blobs[1].view():
+                return False
+    return True
+
+
+def _follows(walk: Walk, old: Operator, new: Operator) -> bool:
+    """Whether what an operator says now is what it said, of other sizes."""
+    row, source, output = row_of(new), new.inputs[0], new.outputs[0]
+    if source is None or output is None:
+        return False
+    before, now = walk.was(source), walk.now(source)
+    if row in table.POOLS:
+        sides = ((1, "filter_height"), (2, "filter_width"))
+        return walk.now(output)[1:3] == (1, 1) and all(
+            (old.option(name), new.option(name)) == (before[axis], now[axis]) for axis, name in sides
+        )
+    pairs = [
+        (_said(old, position), _said(new, position))
+        for position in range(1, len(new.inputs))
+        if new.inputs[position] is not None
+    ]
+    if row is table.RESHAPE:
+        one, other = pairs[0] if pairs else (old.option("new_shape"), new.option("new_shape"))
+        differ = [first != second for first, second in zip(one or (), other or (), strict=False)]
+        return one is not None and other is not None and len(one) == len(other) and sum(differ) == 1
+    if row in (table.SLICE, table.STRIDED_SLICE):
+        (starts, same), (stops, ends) = pairs[:2]
+        if starts is None or starts != same or stops is None or ends is None:
+            return False
+        offsets = starts if row is table.SLICE else [0] * len(stops)
+        return all(
+            one == other or (one + at, other + at) == sizes
+            for one, other, at, sizes in zip(
+                stops, ends, offsets, zip(before, now, strict=True), strict=False
+            )
+        )
+    return False
+
+
+def _said(operator: Operator, position: int) -> list[int] | None:
+    tensor = operator.inputs[position]
+    if tensor is None or not tensor.is_constant:
+        return None
+    return [int(value) for value in tensor.values.reshape(-1)]

@@ -19,10 +19,10 @@ from tfl_rewrite.judge.routes import Going, Route, Run, verify_route
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict, combined
 from tfl_rewrite.model.ir import Model, Tensor
-from tfl_rewrite.pipeline.input_shapes import Reshaped, reshape_model
+from tfl_rewrite.pipeline.input_shapes import Preparing, Reshaped, reshape_model
 from tfl_rewrite.pipeline.report import Plan, Report
 from tfl_rewrite.pipeline.rewrite import carry_out
-from tfl_rewrite.pipeline.rows import Rows
+from tfl_rewrite.pipeline.rows import Chosen, Rows
 from tfl_rewrite.pipeline.targets import Reshaping
 from tfl_rewrite.pipeline.verify import verify
 from tfl_rewrite.reading.metadata import on_disk
@@ -156,6 +156,7 @@ def _alike(path: Path) -> Route:
     return route
 
 
+_NAMED = 3
 ROW_TOLERANCE = Tolerance(min_snr=60.0, min_agreement=1.0)
 """Of floats: kernels may sum in another order where there are more samples. Integers must be equal."""
 
@@ -285,11 +286,39 @@ class Proof:
         alone = run_model(rewritten, self.judging)
         if alone.failure is not None:
             raise UnsupportedError(f"the reshaped model does not run: {alone.failure.message}")
-        text = (
-            f"{len(self.done.edits)} constants fixed the old shape, so the original gives nothing to compare "
-            "with; given the old shape again, the model equals it to the bit"
+        verdict = verify_route(rewritten, _alike(self._save_told(folder)), self._exactly, sources=(original,))
+        if not verdict.passed:
+            return verdict
+        with Preparing(self.judging) as preparing:
+            chosen = list(Chosen(self.source.model(), self.done, self.made.model(), preparing).operators())
+        count = len(self.done.edits)
+        if not chosen:
+            note = (
+                f"compared with the original, resized by the runtime, in which {count} constants are "
+                "changed; for these sizes they can say nothing else"
+            )
+            return replace(verdict, notes=(*verdict.notes, note))
+        names = ", ".join(
+            f"{item.code.name} -> {item.outputs[0].name if item.outputs and item.outputs[0] else ''}"
+            for item in chosen[:_NAMED]
         )
-        return replace(again, status="unverified", cause="nothing", reasons=(text,), outputs=(), entries=())
+        more = f" and {len(chosen) - _NAMED} more" if len(chosen) > _NAMED else ""
+        text = (
+            f"nothing in the model says that the sizes told to {names}{more} follow its inputs as they do; "
+            "all else equals the original to the bit, and so does the whole, given the old shape again"
+        )
+        return replace(verdict, status="unverified", cause="nothing", reasons=(text,), outputs=(), entries=())
+
+    def _save_told(self, folder: Path) -> Path:
+        """Writes the original with the new inputs and the constants that were changed, and nothing else."""
+        model, path = self.made.model(), folder / "told.tflite"
+        for subgraph, before in zip(model.subgraphs, self.source.model().subgraphs, strict=True):
+            for tensor, was in zip(subgraph.tensors, before.tensors, strict=False):
+                # It must be possible to prepare it as it is, so inputs are what they are to be.
+                if not was.is_constant and not any(tensor is item for item in subgraph.inputs):
+                    tensor.shape, tensor.signature = was.shape, was.signature
+        save(model, path)
+        return path
 
     def _back(self, folder: Path) -> Path:
         """Writes the file with the old shapes given again."""
