@@ -28,16 +28,18 @@ def separable(
     dead: list[int] = DEAD,
     weak: float = 1e-20,
     read: float = 1.0,
+    behind: str = "RELU",
 ) -> Net:
-    """x -> first (1x1) -> deep (3x3, depthwise) -> last (convolution) -> pooled -> flat -> scores.
+    """x -> first (1x1) -> deep (3x3, depthwise) -> RELU -> last (convolution) -> pooled -> flat -> scores.
 
     Args:
-        held: Bias of the channels of ``deep`` that have next to no weights, and RELU behind.
+        held: Bias of the channels of ``deep`` that have next to no weights.
         size: Of the windows of ``last``, which pads with zeros.
         half: Whether weights are float16.
         dead: Those channels.
         weak: Factor of their weights.
         read: Factor of the weights of ``last`` on them.
+        behind: What stands in the place of RELU.
     """
     net = Net(5)
 
@@ -55,9 +57,10 @@ def separable(
         "CONV_2D", inputs, "one", (1, 5, 5, 6), padding=SAME, fused_activation_function=RELU, **STEPS
     )
     options = {**STEPS, "padding": VALID, "depth_multiplier": 1}
+    slopes = [constant("slopes", 1, 1, 6)] if behind == "PRELU" else []
     inputs = [one, constant("deep_w", 1, 3, 3, 6, weights=weak), constant("deep_b", 6)]
     two = net.add("DEPTHWISE_CONV_2D", inputs, "two", (1, 3, 3, 6), **options)
-    cut = net.add("RELU", [two], "cut", (1, 3, 3, 6))
+    cut = net.add(behind, [two, *slopes], "cut", (1, 3, 3, 6))
     inputs = [cut, constant("last_w", 4, size, size, 6, weights=read), constant("last_b", 4)]
     three = net.add("CONV_2D", inputs, "three", (1, 3, 3, 4), padding=SAME, **STEPS)
     options = {**STEPS, "stride_w": 3, "stride_h": 3, "padding": VALID}
@@ -87,6 +90,8 @@ GOES = {
     "held, float16": {"half": True},
     "zero behind zeros of a padding": {"held": -0.5, "size": 3},
     "hardly read behind a padding": {"size": 3, "read": 1e-20},
+    "below 0 behind PRELU": {"held": -0.5, "behind": "PRELU"},
+    "below 0 behind PRELU, float16": {"held": -0.5, "behind": "PRELU", "half": True},
 }
 
 
@@ -103,6 +108,20 @@ def test_what_holds_one_number_goes_with_all_weights_on_it(tmp_path: Path, case:
     size = shapes[3][1]  # type: ignore[index]
     assert shapes == [(4, 1, 1, 3), (1, 3, 3, 4), (4,), (4, size, size, 4), (1, 3, 3, 4)]
     assert dropped(net) == [], "a second run finds nothing"
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("half", [True, False])
+def test_a_bias_that_others_read_stays_theirs(tmp_path: Path, half: bool) -> None:
+    net = separable(half=half)
+    bias, other = named(net.model, "deep_b"), named(net.model, "scores")
+    net.output(net.add("RELU", [bias], "same", (6,)))
+    before = outputs(net, tmp_path / "model.tflite")
+    assert dropped(net) == ["one: 2 of 6 channels dropped"]
+    after = outputs(net, tmp_path / "model.tflite")
+    for name in (other.name, "same"):
+        np.testing.assert_allclose(after[name], before[name], rtol=1e-5, atol=1e-5)
+    assert bias.shape == (6,)
 
 
 @pytest.mark.runtime

@@ -28,7 +28,16 @@ from tfl_rewrite.flatbuf.record import INT32, ScalarVector
 from tfl_rewrite.kernels.operands import constant_values, input_of, is_float_layer, stored_constant
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.products import SAME
-from tfl_rewrite.kernels.table import ADD, AVERAGE_POOL, MAX_POOL, PAD, RESHAPE, row_of
+from tfl_rewrite.kernels.table import (
+    ADD,
+    AVERAGE_POOL,
+    LEAKY_RELU,
+    MAX_POOL,
+    PAD,
+    PRELU,
+    RESHAPE,
+    row_of,
+)
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
@@ -41,6 +50,7 @@ _NOTHING = 1e-10
 """Of the largest weight of a layer: less counts as none."""
 
 _KINDS = (ProductKind.DENSE, ProductKind.CONVOLUTION, ProductKind.DEPTHWISE)
+_UNKNOWN = np.array(np.nan)
 _CUTS = {0: (-np.inf, np.inf), 1: (0.0, np.inf), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
 """What a fused activation cuts numbers to."""
 
@@ -184,7 +194,8 @@ class _Channels:
             self.roots[self._root(id(tensor))] = first
 
     def _known(self, tensor: Tensor) -> Float64:
-        return self.known.get(id(tensor), np.full((tensor.shape or (0,))[-1], np.nan))
+        """What the channels of a tensor hold that a layer reads or makes: they are as many as weights."""
+        return np.broadcast_to(self.known.get(id(tensor), _UNKNOWN), (tensor.shape or ())[-1:])
 
     def _layer(self, operator: Operator) -> _Layer | None:
         """Returns a layer whose channels can be dropped, of what it reads or of what it makes."""
@@ -193,7 +204,7 @@ class _Channels:
             return None
         (source, weight), output = operator.inputs[:2], operator.outputs[0]
         cut = _CUTS.get(operator.option("fused_activation_function") or 0)
-        values = None if weight is None else self._own(weight)
+        values = None if weight is None or not self._is_alone(weight) else self._values(weight)
         if source is None or weight is None or output is None or values is None or cut is None:
             return None
         depthwise, bias = row.product is ProductKind.DEPTHWISE, input_of(operator, 2)
@@ -201,7 +212,7 @@ class _Channels:
         if len(shape) != (2 if row.product is ProductKind.DENSE else 4) or shape[-1] != read:
             return None
         outputs = shape[-1] if depthwise else shape[0]
-        offset = np.zeros(outputs) if bias is None else self._own(bias)
+        offset = np.zeros(outputs) if bias is None else self._values(bias)
         made = (output.shape or (0,))[-1]
         if offset is None or offset.size != outputs or made != outputs or not np.isfinite(values).all():
             return None
@@ -212,34 +223,35 @@ class _Channels:
         offset = offset.reshape(-1).astype(np.float64)
         return _Layer(operator, depthwise, weight, bias, flat, offset, shape, pads, cut)
 
-    def _own(self, tensor: Tensor) -> npt.NDArray[Any] | None:
-        """Returns a float constant that one operator reads, and nobody else holds."""
+    def _values(self, tensor: Tensor) -> npt.NDArray[Any] | None:
+        """Returns a float constant in its shape; None where it is none."""
         stored = stored_constant(tensor, self.graph)
         values = None if stored is None else constant_values(stored, "FLOAT32", "FLOAT16")
-        if stored is None or values is None or len(self.held[id(stored.buffer)]) > 1:
-            return None
-        if any(
-            len(self.graph.uses_of(item)) > 1 or id(item) in self.graph.exposed for item in (tensor, stored)
-        ):
-            return None
-        return values.reshape(stored.shape or ())
+        return None if stored is None or values is None else values.reshape(stored.shape or ())
+
+    def _is_alone(self, tensor: Tensor) -> bool:
+        """Whether one operator reads a constant, and nobody else holds it."""
+        stored = stored_constant(tensor, self.graph)
+        if stored is None or len(self.held[id(stored.buffer)]) > 1:
+            return False
+        both = (tensor, stored)
+        return not any(len(self.graph.uses_of(item)) > 1 or id(item) in self.graph.exposed for item in both)
 
     def _follow(self, operator: Operator, layer: _Layer | None) -> None:
         """Notes what the channels of an operator's output hold, and which tensors have the same."""
+        # What a damaged model makes twice is never known.
+        self.pinned.update(id(item) for item in operator.outputs if id(item) in self.known)
         if layer is not None:
             source, output = operator.inputs[0], operator.outputs[0]
             assert source is not None and output is not None
             self._join(source)
             self._join(output)
-            if id(output) in self.known:
-                # Damaged: made twice.
-                self.pinned.add(id(output))
             if layer.depthwise:
                 self._join(source, output)
             self.known[id(output)] = layer.made(self._known(source))
             return
         row, output = row_of(operator), operator.outputs[0] if len(operator.outputs) == 1 else None
-        sources = [item for item in operator.inputs if item is not None and not self.graph.is_constant(item)]
+        sources = [item for item in operator.inputs if item and stored_constant(item, self.graph) is None]
         through = self._through(operator, sources, output)
         everything = [item for item in (*operator.inputs, *operator.outputs) if item is not None]
         if through is None or output is None:
@@ -259,27 +271,42 @@ class _Channels:
         shapes = {(item.shape or (0,))[-1] for item in (*sources, output)}
         if len(shapes) > 1 or any(item.dtype != FLOAT32 for item in (*sources, output)):
             return None
-        known = self._known(sources[0])
+        # One for all channels where nothing is known: what a shape says may be any number.
+        (width,), known = shapes, self.known.get(id(sources[0]), _UNKNOWN)
         if row.clamp or row in (AVERAGE_POOL, MAX_POOL):
             return known if len(operator.inputs) == 1 else None
+        if row in (LEAKY_RELU, PRELU):
+            slope = self._slopes(operator)
+            if slope is None or slope.size not in (1, width):
+                return None
+            return np.where(known < 0, known * slope.reshape(-1), known)
         if row is ADD and len(sources) == 2 and sources[0].shape == sources[1].shape:
-            return known + self._known(sources[1])
+            return known + self.known.get(id(sources[1]), _UNKNOWN)
         if row is PAD and len(sources) == 1:
-            pads = constant_values(operator.inputs[1], "INT32") if operator.inputs[1] is not None else None
+            padding = input_of(operator, 1)
+            pads = None if padding is None else constant_values(padding, "INT32")
             return None if pads is None or pads[-2:].any() else np.where(known == 0, 0.0, np.nan)
         if row is RESHAPE and len(sources) == 1 and len(operator.inputs) == 2:
             wanted = input_of(operator, 1)
             flat = set((sources[0].shape or (0,))[1:-1]) <= {1} and set((output.shape or (0,))[1:-1]) <= {1}
             named = None if wanted is None else constant_values(wanted, "INT32")
-            return (
-                known if flat and named is not None and named.size and named[-1] in (-1, known.size) else None
-            )
+            return known if flat and named is not None and named.size and named[-1] in (-1, width) else None
         return None
+
+    def _slopes(self, operator: Operator) -> npt.NDArray[Any] | None:
+        """Returns by what numbers below 0 are multiplied, of each channel or of all; None if that varies."""
+        if row_of(operator) is LEAKY_RELU:
+            return np.array(operator.option("alpha") or 0.0)
+        slopes = input_of(operator, 1)
+        values = None if slopes is None else self._values(slopes)
+        return values if values is not None and values.ndim and values.size == values.shape[-1] else None
 
     def _kept(self, members: list[Tensor]) -> Mask | None:
         """Returns which channels of a group stay; None where all have to."""
         ids = {id(item) for item in members}
         if ids & (self.pinned | self.graph.exposed | self.graph.given):
+            return None
+        if not any(id(self.graph.maker_of(item)) in self.layers for item in members):
             return None
         kept = np.zeros((members[0].shape or (0,))[-1], bool)
         for tensor in members:
@@ -299,12 +326,16 @@ class _Channels:
 
     def _apply(self, operator: Operator, changed: dict[int, Mask]) -> None:
         """Leaves out what was dropped of an operator's constants."""
-        layer, source, output = self.layers.get(id(operator)), operator.inputs[0], operator.outputs[0]
+        layer, source = self.layers.get(id(operator)), input_of(operator, 0)
+        output = operator.outputs[0] if operator.outputs else None
         into = None if source is None else changed.get(self._root(id(source)))
         out = None if output is None else changed.get(self._root(id(output)))
         if layer is None:
-            if row_of(operator) is RESHAPE and out is not None and output is not None:
+            if row_of(operator) is RESHAPE and out is not None:
                 self._reshape(operator, int(np.count_nonzero(out)))
+            slopes = self._slopes(operator) if row_of(operator) is PRELU and out is not None else None
+            if slopes is not None and slopes.size > 1:
+                self._hold(operator, 1, slopes[..., out])
             return
         if into is not None and not layer.depthwise:
             assert source is not None
@@ -324,34 +355,38 @@ class _Channels:
         operator.inputs[1] = self.editor.add_tensor(self.subgraph, made)
         if operator.options is not None and operator.option("new_shape"):
             self.editor.set_option(operator, "new_shape", ScalarVector.of(INT32, shape.tolist()))
-        self.editor.drop_unused(self.subgraph, [wanted], self.graph.exposed)
+        self._forget(wanted)
 
     def _store(self, layer: _Layer) -> None:
         """Gives a layer what is left of its constants."""
         outputs, _, inputs = layer.values.shape
-        shape = (outputs, *layer.shape[1:-1], inputs)
-        self._hold(layer.weight, layer.values.reshape(shape))
-        if layer.bias is not None and not layer.folded:
-            self._hold(layer.bias, layer.offset)
-        elif layer.folded:
-            name = f"{layer.weight.name}_bias" if layer.bias is None else layer.bias.name
-            data = layer.offset.astype("<f4")
-            buffer = self.editor.add_buffer(data.tobytes())
-            made = self.editor.add_tensor(self.subgraph, Tensor(name, data.shape, FLOAT32, buffer))
-            layer.operator.inputs[2:] = [made]
-            old = layer.bias
-            if old is not None:
-                maker = self.graph.maker_of(old)
-                if maker is not None:
-                    self.editor.drop_operator(self.subgraph, maker)
-                gone = [old, *(maker.inputs if maker is not None else [])]
-                self.editor.drop_unused(self.subgraph, [item for item in gone if item], self.graph.exposed)
+        self._hold(layer.operator, 1, layer.values.reshape((outputs, *layer.shape[1:-1], inputs)))
+        if layer.bias is not None or layer.folded:
+            self._hold(layer.operator, 2, layer.offset, other=layer.folded)
 
-    def _hold(self, tensor: Tensor, values: npt.NDArray[Any]) -> None:
-        """Puts other values into a constant, in its own type."""
-        stored = stored_constant(tensor, self.graph)
-        assert stored is not None
-        kind = dtypes.BY_VALUE[stored.dtype].numpy
-        stored.buffer.blob = OwnedBlob(np.ascontiguousarray(values, kind).tobytes())
-        for item in (tensor, stored):
-            item.shape, item.signature = values.shape, None
+    def _hold(self, operator: Operator, at: int, values: npt.NDArray[Any], *, other: bool = False) -> None:
+        """Gives an operator a constant: its own in place, in its type, unless values are ``other`` ones."""
+        tensor = input_of(operator, at)
+        stored = None if tensor is None or other else stored_constant(tensor, self.graph)
+        if tensor is not None and stored is not None and self._is_alone(tensor):
+            kind = dtypes.BY_VALUE[stored.dtype].numpy
+            stored.buffer.blob = OwnedBlob(np.ascontiguousarray(values, kind).tobytes())
+            for item in (tensor, stored):
+                item.shape, item.signature = values.shape, None
+            return
+        name = f"{operator.code.name.lower()}_bias" if tensor is None else tensor.name
+        buffer = self.editor.add_buffer(np.ascontiguousarray(values, "<f4").tobytes())
+        made = Tensor(name, values.shape, FLOAT32, buffer)
+        operator.inputs[at : at + 1] = [self.editor.add_tensor(self.subgraph, made)]
+        if tensor is not None:
+            self._forget(tensor)
+
+    def _forget(self, tensor: Tensor) -> None:
+        """Removes a constant that nothing reads any more, and what expands it."""
+        if any(item is tensor for each in self.subgraph.operators for item in each.inputs):
+            return
+        maker = self.graph.maker_of(tensor)
+        if maker is not None and id(tensor) not in self.graph.exposed:
+            self.editor.drop_operator(self.subgraph, maker)
+        gone = [tensor, *(maker.inputs if maker is not None else [])]
+        self.editor.drop_unused(self.subgraph, [item for item in gone if item], self.graph.exposed)

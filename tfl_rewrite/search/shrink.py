@@ -156,7 +156,7 @@ def opened_for(wanted: Wanted, progress: Progress | None = None) -> Iterator[Ses
     """
     drop, frame = DropChannels(), wanted.frame
     if drop.run(Source.of(frame.source).model(), Context()).modified:
-        slim = replace(frame, before=(*frame.before, drop))
+        slim = replace(frame, before=(drop, *frame.before))
         with session(replace(wanted, frame=slim), progress) as opened:
             if opened.trials.measure({}).missing(wanted.goal) <= 0:
                 yield opened
