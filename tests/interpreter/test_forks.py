@@ -15,7 +15,7 @@ import pytest
 
 from tfl_rewrite.interpreter import forks
 from tfl_rewrite.interpreter.forks import Forking, Process, prepare
-from tfl_rewrite.interpreter.process import Walls, environment
+from tfl_rewrite.interpreter.process import RuntimeChoice, Walls, environment, warm
 
 pytestmark = [
     pytest.mark.runtime,
@@ -92,6 +92,18 @@ def wait_for_end(pid: int) -> None:
     poller.register(descriptor, select.POLLIN)
     assert poller.poll(20_000)
     os.close(descriptor)
+
+
+def test_a_fork_finds_loaded_what_it_runs(tmp_path: Path) -> None:
+    for runtime in ("litert", "python:/no/such", "nonsense"):
+        warm(runtime)
+    (server,) = forks._servers.values()
+    forking = RuntimeChoice.parse("litert").forking()
+    assert forking is not None
+    made = Made(tmp_path, *forking.modules)
+    loaded = "[name in sys.modules for name in ('_tfl_rewrite_child', '_tfl_rewrite_interface', 'email')]"
+    assert made.ask(loaded) == [True] * 3 and made.ask("os.getppid()") == server.pid
+    assert made.end() == 7
 
 
 def test_modules_are_imported_once(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import RUNTIMES
-from tfl_rewrite.interpreter.forks import Forked, Forking, Process
+from tfl_rewrite.interpreter.forks import Forked, Forking, Process, prepare
 from tfl_rewrite.interpreter.interface import printable
 from tfl_rewrite.interpreter.memory import MemoryWatch
 from tfl_rewrite.options.frozen import frozen, slotted
@@ -141,6 +141,18 @@ class RuntimeChoice:
         if left:
             self.wanted = ",".join(left)
         return bool(left)
+
+
+def warm(runtime: str) -> None:
+    """Has a runtime loaded, where processes are forked, while others work; what is wrong shows later.
+
+    Args:
+        runtime: As it is asked for.
+    """
+    with contextlib.suppress(UsageError):
+        kind = RuntimeChoice.parse(runtime).forking()
+        if kind is not None:
+            prepare(kind)
 
 
 @frozen(kw_only=True)

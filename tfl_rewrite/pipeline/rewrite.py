@@ -86,6 +86,11 @@ def _attempt(
         RewriteFailed: See :func:`carry_out`.
     """
     ran = _run(opened, passes)
+    if opened.settings.mode != "off" and ran.layout.verbatim is None:
+        from tfl_rewrite.interpreter.process import warm
+
+        # It loads while the file is written and the judge is loaded.
+        warm(opened.settings.runtime[0])
     with _write(opened, ran) as (output, report):
         report = complete(_judge(opened, output, report, ran.flaws))
         return _publish(opened, output, report)

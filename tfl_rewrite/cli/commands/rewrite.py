@@ -133,11 +133,15 @@ def verify_files(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite verify BEFORE AFTER``."""
     from tfl_rewrite.files.container import Container
     from tfl_rewrite.files.source import ensure_model
-    from tfl_rewrite.pipeline.verify import verify
+    from tfl_rewrite.interpreter.process import warm
 
     for path in (arguments.before, arguments.after):
         ensure_model(Container.open(path))
     judging = judging_of(arguments)
+    # It loads while the judge is loaded.
+    warm(judging.runtime[0])
+    from tfl_rewrite.pipeline.verify import verify
+
     with Bar.of(arguments) as bar:
         verdict = verify(arguments.before, arguments.after, judging, progress=bar)
     found = None
