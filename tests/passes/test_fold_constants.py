@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import UsageError, load, rewrite, save
+from tfl_rewrite import UnsupportedError, UsageError, load, rewrite, save
 from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.editing.constant_part import NotComputedError, Part
+from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.passes import fold_constants
@@ -129,6 +130,31 @@ def test_what_takes_more_stays_unless_allowed(twice: list[Part]) -> None:
     assert folded(growing(), max_growth=5000).modified
 
 
+def test_what_one_takes_is_not_left_for_others(twice: list[Part]) -> None:
+    net = growing()
+    filled = net.add("FILL", [ints(net, 600), net.constant("two", np.array(2, np.float32))], "g", (600,))
+    net.output(net.add("ADD", [net.graph.inputs[0], filled], "sum", (600,)))
+    (result,) = run_passes(net.model, [FoldConstants(max_growth=3000)])
+    assert kinds(net.model).count("FILL") == 1
+    assert "and --max-growth leaves 6" in next(skip.reason for skip in result.skips if skip.rule == "growth")
+
+
+def test_what_stands_behind_weights_that_stay_is_computed(twice: list[Part]) -> None:
+    net = dequantized()
+    added = net.add("NEG", [net.constant("c", np.ones((2, 4), np.float32))], "turned", (2, 4))
+    net.output(net.add("ADD", [net.graph.outputs[0], added], "sum", (2, 4)))
+    assert folded(net).modified and kinds(net.model) == ["DEQUANTIZE", "FULLY_CONNECTED", "ADD"]
+
+
+def test_a_runtime_that_is_not_there_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_text: str) -> None:
+        raise UnsupportedError("it is not installed", remedy="install it")
+
+    monkeypatch.setattr(RuntimeChoice, "parse", missing)
+    result = folded(chained())
+    assert not result.modified and "it is not installed" in result.skips[0].reason
+
+
 def test_what_cannot_be_computed_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(_model: Model, _part: Part) -> list[np.ndarray]:
         raise NotComputedError("no runtime is installed")
@@ -193,6 +219,16 @@ def test_the_runtime_computes(tmp_path: Path) -> None:
     assert kinds(model) == ["RESHAPE", "ADD"]
     target = model.subgraphs[0].operators[0].inputs[1]
     assert target is not None and list(target.values) == [24]
+
+
+@pytest.mark.runtime
+def test_the_runtime_expands_weights_as_they_are() -> None:
+    net = dequantized()
+    values = np.linspace(-3, 3, 32).astype(np.float16).reshape(4, 8)
+    net.graph.operators[0].inputs[0] = net.constant("odd", values)
+    assert folded(net, weights=True).modified and kinds(net.model) == ["FULLY_CONNECTED"]
+    weight = net.graph.operators[0].inputs[1]
+    assert weight is not None and np.array_equal(weight.values, values.astype(np.float32))
 
 
 @pytest.mark.runtime
