@@ -226,3 +226,16 @@ def test_what_is_known_of_the_largest_changes_no_integer(
                 largest=known,
             )
     assert found[0] == found[1]
+
+
+def test_numpy_is_left_as_it_was() -> None:
+    seen: list[int] = []
+
+    def fail(_start: int, _block: Array) -> None:
+        seen.append(np.getbufsize())
+        raise RuntimeError
+
+    before = np.getbufsize()
+    with pytest.raises(RuntimeError):
+        symmetric.quantize(np.ones(9, np.float32), np.ones(1, np.float32), Channels(1, 1, 9), fail)
+    assert np.getbufsize() == before not in seen and seen

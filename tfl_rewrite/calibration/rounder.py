@@ -339,11 +339,12 @@ class Calibrated(Observer[Trial], Clipped):
             moments = ONE_SAMPLE
         if isinstance(moments, str):
             return job, moments, None
-        rounding = LayerRounding(job.weight(), job.plan, moments, self._effort, metrics)
-        trial = rounding.tried(super().scales(job.work), run)
-        if trial.best is Fit.NEAREST:
-            return job, trial, None
-        return job, trial, rounding.layer(bias=trial.best is Fit.BIAS)
+        with symmetric.short_loops():
+            rounding = LayerRounding(job.weight(), job.plan, moments, self._effort, metrics)
+            trial = rounding.tried(super().scales(job.work), run)
+            if trial.best is Fit.NEAREST:
+                return job, trial, None
+            return job, trial, rounding.layer(bias=trial.best is Fit.BIAS)
 
     def _take(self, job: _Job, found: Trial | str, layer: Layer | None) -> Layer | None:
         """Keeps an outcome."""

@@ -235,7 +235,7 @@ def quantize(
         beyond = largest > scale * np.float32(min(-low, high) + 0.49)
     work = np.empty(_most_at_once(channels), np.float32)
     integers = np.empty(work.size, np.int8)
-    with _short_loops():
+    with short_loops():
         for start, rows, first, columns in blocks(channels):
             size = rows * columns
             rounded = work[:size].reshape(rows, columns)
@@ -257,10 +257,11 @@ def quantize(
 
 
 @contextlib.contextmanager
-def _short_loops() -> Iterator[None]:
-    """Keeps numpy from copying the scale of a row once for each element, as it does for rows of up to 4,096.
+def short_loops() -> Iterator[None]:
+    """Keeps numpy from copying what is one for a row once for each element, where rows are short.
 
-    That is a third of the time of a division.
+    That is a third of the time of dividing by scales, and a tenth of that of rounding a weight for what it
+    meets. Results are the same. For this thread alone.
     """
     before = np.setbufsize(_BUFSIZE)
     try:
