@@ -25,12 +25,13 @@ EXIT_CODES = (
 """What each means; 1 is never meant."""
 
 
-def parser(version: str, argv: Sequence[str]) -> argparse.ArgumentParser:
+def parser(version: str, argv: Sequence[str], *, whole: bool = False) -> argparse.ArgumentParser:
     """Builds the parser from the rows.
 
     Args:
         version: What ``--version`` prints.
         argv: The arguments: only the command that they name gets its own.
+        whole: Whether every command gets its own, whatever the arguments are.
     """
     top = _Parser(
         prog="tfl-rewrite",
@@ -41,12 +42,12 @@ def parser(version: str, argv: Sequence[str]) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version)
     parts = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((word for word in argv if not word.startswith("-")), "")
-    if asked not in BY_NAME and "--version" not in argv:
+    if whole or (asked not in BY_NAME and "--version" not in argv):
         commands()
     # What comes first settles it: the others are neither met nor listed.
-    first = BY_NAME.get(argv[0]) if argv else None
+    first = BY_NAME.get(argv[0]) if argv and not whole else None
     for command in BY_NAME.values() if first is None else [first]:
-        if command.name not in argv:
+        if command.name not in argv and not whole:
             parts.add_parser(command.name, help=command.help)
             continue
         groups = command.groups

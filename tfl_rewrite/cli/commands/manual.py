@@ -43,7 +43,7 @@ def show_completion(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite completion SHELL``."""
     import shtab
 
-    made = parser(__version__, [command.name for command in commands()])
+    made = parser(__version__, (), whole=True)
     for command, part in _parsers(made).items():
         part.description = BY_NAME[command].help
         for action in part._actions:
