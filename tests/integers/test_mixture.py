@@ -52,6 +52,22 @@ def test_all_who_make_or_read_a_wide_group_have_16_bits() -> None:
     assert mixture.share(mixture.units) == 1.0 and mixture.share([]) == 0.0
 
 
+def test_all_who_make_or_read_a_wide_group_are_floats_beside_integers() -> None:
+    for computes in (Computes.INT8, Computes.INT16):
+        net = chain()
+        ranges = {id(item): (-1.0, 1.0) for item in net.graph.tensors if item.dtype_name == "FLOAT32"}
+        choice = Choice.parse(computes, (), (), ())
+        mixture = Mixture(net.model, choice, ranges, wide=None)
+        hidden, moved = (unit_of(mixture, name) for name in ("hidden", "moved"))
+        widths = [mixture.plan([hidden]).modes.width(operator) for operator in net.graph.operators]
+        assert widths == [None, None, computes.width, computes.width]
+        widest = mixture.plan(mixture.units)
+        assert not any(widest.modes.width(operator) for operator in net.graph.operators)
+        # Each integer that goes costs, although the floats outside need no conversion then.
+        assert mixture.price([]) < mixture.price([hidden]) < mixture.price(mixture.units)
+        assert mixture.share([hidden]) == 0.5 and mixture.share([hidden, moved]) == 1.0
+
+
 def test_what_rules_and_kernels_say_is_no_choice() -> None:
     assert not any("out" in names(unit) for unit in mixture_of(chain().model, "out=int8").units)
     net = chain()

@@ -126,6 +126,17 @@ def test_a_fixed_output_is_converted_for_a_concatenation_with_a_wider_one() -> N
     assert len({grid(item) for item in (*joined.inputs, *joined.outputs) if item is not None}) == 1
 
 
+@pytest.mark.parametrize(("axes", "shape"), [([1, 2], (1, 4)), ([3], (1, 2, 2))])
+def test_the_margin_of_means_is_that_over_positions(axes: list[int], shape: tuple[int, ...]) -> None:
+    net = Net()
+    source = net.input("in", (1, 2, 2, 4))
+    mean = net.add("MEAN", [source, net.constant("axes", np.array(axes, np.int32))], "mean", shape)
+    net.output(net.add("ABS", [mean], "sizes", shape))
+    converted(net, plan_of(net, mean=(0.0, 10.0)))
+    margin = Recipe().pooled if len(axes) == 2 else Recipe().narrow
+    assert grid(named(net.model, "mean"))[0] == pytest.approx(margin * 10 / 255)
+
+
 def test_margins_of_a_softmax_and_of_outputs() -> None:
     net = Net()
     source = net.input("in", (1, 4))

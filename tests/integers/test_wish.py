@@ -57,10 +57,10 @@ class Bench:
         return np.array(rows)
 
 
-def search(bench: Bench, known: Known | None = None) -> Search:
+def search(bench: Bench, known: Known | None = None, bits: int | None = 16) -> Search:
     model = net_of_four().model
     ranges = {id(item): (-1.0, 1.0) for item in model.subgraphs[0].tensors}
-    mixture = Mixture(model, Choice.parse(Computes.INT8, (), (), ()), ranges)
+    mixture = Mixture(model, Choice.parse(Computes.INT8, (), (), ()), ranges, wide=bits)
     rounded: list[IntegerPlan] = []
 
     def weights_of(plan: IntegerPlan):  # type: ignore[no-untyped-def]
@@ -133,3 +133,39 @@ def test_what_was_refused_is_not_made_again() -> None:
     assert last.is_widest(last.settle(10.0, 8.0))
     # Those were refused for another wish, and with more room than now.
     assert wide(last.settle(11.0, 1.5)) == set() == wide(last.settle(10.0, 1.0))
+
+
+def test_what_was_refused_in_integers_has_floats_where_it_hurts() -> None:
+    """The samples at hand promise 20 dB and more for integers alone, and others have refused them."""
+    one = search(Bench(0.2), bits=None)
+    assert one.settle(20.0, 1.0).wide == ()
+    found = one.settle_refused(20.0, 2.0, 1.0)
+    assert wide(found) == {"a"} and found.snr > 24.0
+    more = one.settle_refused(20.0, 2.0, 4.0)
+    assert wide(found) < wide(more), "what was refused is not made again"
+    assert one._mixture.share(found.wide) == 0.5 and one._mixture.share(more.wide) == 1.0
+
+
+def test_beside_floats_a_group_counts_the_weights_of_what_makes_it() -> None:
+    """A float operator has its weights as they were, one with 16 bits has not."""
+    seen: list[set[str]] = []
+
+    def measure(changes: Sequence[Simulate]) -> Float64:
+        for change in changes:
+            copy = net_of_four().model
+            change(copy)
+            read = (tensor for item in copy.subgraphs[0].operators for tensor in item.inputs)
+            seen.append({item.name for item in read if item is not None} & {"w", "rounded"})
+        return np.ones((len(changes), 1))
+
+    for bits in (16, None):
+        seen.clear()
+        one = search(Bench(), Known(), bits)
+        one._measure = measure
+        one._made(one._mixture.units)
+        one._made(())
+        measure([one._alone(unit) for unit in one._mixture.units])
+        weighed = ["rounded" in names for names in seen]
+        assert weighed == (
+            [True, True, *[False] * 5] if bits else [False, True, False, True, False, False, False]
+        )

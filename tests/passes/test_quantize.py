@@ -338,6 +338,48 @@ def test_mixed_widths_are_as_many_as_the_wish_needs(fixtures: Path, few: Path, t
 
 
 @pytest.mark.runtime
+def test_what_integers_ruin_stays_float_where_the_outputs_ask_for_it(tmp_path: Path) -> None:
+    """Channels of very different sizes on one grid: the small ones are lost, and the outputs need them."""
+    net, sizes = Net(), np.array([60.0] * 4 + [1.0] * 4, np.float32)
+    hidden = net.dense(net.input("in", (1, 8)), net.weights("w", (8, 8)), "hidden")
+    spread = net.add("MUL", [hidden, net.constant("sizes", sizes)], "spread", (1, 8))
+    even = net.add("MUL", [spread, net.constant("back", 1 / sizes)], "even", (1, 8))
+    net.output(net.dense(even, net.weights("v", (8, 8)), "out"))
+    source, target, inputs = (tmp_path / name for name in ("in.tflite", "out.tflite", "in.npz"))
+    save(net.model, source)
+    np.savez(inputs, **{"in": np.random.default_rng(1).uniform(-1, 1, (24, 1, 8)).astype(np.float32)})
+    judging = Judging(inputs=(inputs,), resolver=("builtin",))
+    for options, settings in (({}, replace(judging, rescue=False)), ({"float_islands": "refuse"}, judging)):
+        with pytest.raises(RewriteFailed):
+            made(source, target, settings, **options)
+    assert not target.exists()
+    report = made(source, target, judging)
+    (result,) = report.results
+    assert report.verdict is not None and report.verdict.passed
+    assert "1 of 7 scale groups stay float, since int8 alone was refused" in result.notes[0]
+    floats = {skip.reason for skip in result.skips}
+    assert floats == {"outputs lose too much with it in int8"} and 0 < len(result.changes) < 4
+    kinds = {item.outputs[0].name: item.outputs[0].dtype_name for _, item in load(target).operators()}  # type: ignore[union-attr]
+    assert kinds["spread"] == "FLOAT32"
+
+
+def test_stricter_passes_have_an_end() -> None:
+    item: Quantize | None = Quantize()
+    made = []
+    while item is not None:
+        item = item.stricter(4.0)
+        made.append(item)
+    assert [each and (each.islands, each.margin) for each in made] == [
+        (4.0, 1.0),
+        (4.0, 7.0),
+        (4.0, 8.0),
+        None,
+    ]
+    assert Quantize(float_islands="refuse").stricter(4.0) is None
+    assert Quantize(activations="mixed", share=1.0).stricter(4.0) is None
+
+
+@pytest.mark.runtime
 def test_refused_islands_are_named(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,9 +1,9 @@
-"""Which scale groups have 16 bits: what that costs, and what each adds to the noise with 8.
+"""Which scale groups have 16 bits, or stay float: what that costs, and what each adds to the noise otherwise.
 
 The unit is the scale group, the tensors that are bound to one scale, not the operator: the integers of a
 tensor are as fine as the narrowest operator that makes or reads it. Where a group has 16 bits, all operators
 that make or read it compute with 16; where one of those reads or makes a group of 8 bits as well, a QUANTIZE
-stands between.
+stands between. So it is with floats.
 """
 
 from __future__ import annotations
@@ -144,21 +144,26 @@ CONVERSION_NBYTES = 200
 OPERATOR_NBYTES = 200
 """Of any other one, likewise."""
 
-PRODUCT_NS = {8: 0.01, 16: 0.6}
-"""Of one product of a weight, one thread, XNNPACK, which has kernels for 8 bits alone. Measured on
-ai-edge-litert 2.3 with convolutions, depthwise ones and matrices: 0.005 to 0.07, and 0.3 to 1.8."""
-ELEMENT_NS = {8: 0.2, 16: 2.5}
+PRODUCT_NS = {8: 0.01, 16: 0.6, None: 0.03}
+"""Of one product of a weight, one thread, XNNPACK, which has kernels for 8 bits and floats. Measured on
+ai-edge-litert 2.3 with convolutions, depthwise ones and matrices: 0.005 to 0.07, and 0.3 to 1.8; floats on
+whole models: 0.02 to 0.06."""
+ELEMENT_NS = {8: 0.2, 16: 2.5, None: 0.3}
 """Of one element that an operator without weights gives out; measured likewise: 0.1 to 3, and 1 to 6."""
 CONVERSION_NS = 1.0
 """Of one element that a QUANTIZE gives out."""
 
+FLOATS_PRICE = 4.0
+"""Of floats everywhere, beside bytes and time: small models would be cheapest without integers, which were
+asked for."""
+
 
 @dataclass(slots=True, eq=False)
 class Unit:
-    """A scale group that can have 8 bits or 16.
+    """A scale group that can be narrow or wide.
 
     Attributes:
-        tensors: With the grid that each has at 8 bits.
+        tensors: With the grid that each has where it is narrow.
         operators: Those that make or read it in integers.
     """
 
@@ -167,12 +172,12 @@ class Unit:
 
     @property
     def grids(self) -> dict[int, Grid]:
-        """The grids at 8 bits, by id of the tensor."""
+        """The grids where it is narrow, by id of the tensor."""
         return {key: grid for key, (_, grid) in self.tensors.items()}
 
 
 class Mixture:
-    """The scale groups of a model, each with 8 bits or 16.
+    """The scale groups of a model, each narrow or wide: with 8 bits or 16, or with integers or floats.
 
     Args:
         model: With float weights; not changed.
@@ -180,10 +185,13 @@ class Mixture:
         ranges: By id, of float tensors and constants.
         recipe: How much wider than those grids are.
         target: What computes the file.
+        wide: The bits of what is wide; None for floats.
 
     Attributes:
         model: See above.
         units: The groups among which there is a choice.
+        narrow: The bits of what is narrow.
+        wide: See above.
     """
 
     def __init__(
@@ -194,9 +202,11 @@ class Mixture:
         recipe: Recipe | None = None,
         *,
         target: Target = Target.LITERT,
+        wide: int | None = 16,
     ) -> None:
         self._target = target
         self.model = model
+        self.narrow, self.wide = choice.default.width or 8, wide
         self._ranges = ranges
         self._recipe = recipe
         self._ruled: dict[int, int | None] = {}
@@ -204,46 +214,47 @@ class Mixture:
             computes = choice.of(operator)
             if computes is not choice.default or choice.ruled(operator) is not None:
                 self._ruled[id(operator)] = computes.width
-        narrow, wide = self.plan(()), IntegerPlan(model, self._widest, ranges, recipe, target=target)
+        narrow, widest = self.plan(()), IntegerPlan(model, self._widest, ranges, recipe, target=target)
         self._fixed = {
             id(operator)
             for _, operator in model.operators()
-            if narrow.modes.width(operator) and wide.modes.width(operator) != 16
+            if narrow.modes.width(operator) and widest.modes.width(operator) != wide
         }
         found = _units(narrow)
-        self.units = [unit for unit in found if self._has_choice(unit, wide)]
-        self._prices = _Prices(model, narrow)
+        self.units = [unit for unit in found if self._has_choice(unit, widest)]
+        self._prices = _Prices(model, narrow, self.narrow)
 
     def wanted(self, wide: Collection[Unit]) -> Wanted:
-        """Returns the bits of each operator where some groups have 16."""
+        """Returns the bits of each operator where some groups are wide."""
         touched = {key for unit in wide for key in unit.operators}
 
         def bits(operator: Operator) -> int | None:
             if id(operator) in self._ruled:
                 return self._ruled[id(operator)]
-            return 16 if id(operator) in touched else 8
+            return self.wide if id(operator) in touched else self.narrow
 
         return bits
 
     def plan(self, wide: Collection[Unit]) -> IntegerPlan:
-        """Returns the plan where some groups have 16 bits."""
+        """Returns the plan where some groups are wide."""
         return IntegerPlan(self.model, self.wanted(wide), self._ranges, self._recipe, target=self._target)
 
     def share(self, wide: Collection[Unit]) -> float:
-        """Returns the share of operators in integers that have 16 bits."""
+        """Returns the share of operators in integers that are wide."""
         bits = self.wanted(wide)
         widths = [bits(operator) for operator in self._prices.operators]
-        return widths.count(16) / max(1, len(widths))
+        return widths.count(self.wide) / max(1, len(widths))
 
     def price(self, wide: Collection[Unit]) -> float:
-        """Returns bytes and time over those with 8 bits everywhere, added."""
-        return self._prices.of(self.wanted(wide))
+        """Returns bytes and time over those where nothing is wide, added; floats cost besides."""
+        floats = FLOATS_PRICE * self.share(wide) if self.wide is None else 0.0
+        return floats + self._prices.of(self.wanted(wide))
 
     def cheapest(self, noises: Float64, allowed: float) -> list[Unit]:
-        """Returns the groups that have 16 bits, so that the others' noises add up to what is allowed at most.
+        """Returns the groups that are wide, so that the others' noises add up to what is allowed at most.
 
         Args:
-            noises: ``[units, outputs]``, of each with 8 bits alone.
+            noises: ``[units, outputs]``, of each where it alone is narrow.
             allowed: For every output.
         """
         if not self.units:
@@ -275,16 +286,16 @@ class Mixture:
         return self.price([self.units[number] for number in numbers])
 
     def _widest(self, operator: Operator) -> int | None:
-        return self._ruled.get(id(operator), 16)
+        return self._ruled.get(id(operator), self.wide)
 
-    def _has_choice(self, unit: Unit, wide: IntegerPlan) -> bool:
+    def _has_choice(self, unit: Unit, widest: IntegerPlan) -> bool:
         if any(key in self._fixed for key in unit.operators):
             return False
         if all(key in self._ruled for key in unit.operators):
             return False
         # Slopes have 8 bits beside 16, too.
-        return all(
-            wide.modes.input_width(operator, position) == 16
+        return self.wide is None or all(
+            widest.modes.input_width(operator, position) == self.wide
             for operator in unit.operators.values()
             for position, tensor in float_inputs(operator)
             if id(tensor) in unit.tensors
@@ -319,10 +330,10 @@ def _units(plan: IntegerPlan) -> list[Unit]:
 class _Prices:
     """What a model takes in bytes and time, estimated."""
 
-    def __init__(self, model: Model, plan: IntegerPlan) -> None:
+    def __init__(self, model: Model, plan: IntegerPlan, narrow: int) -> None:
         graph = Graph.of(model)
         works = {key: work for (key, _), work in plan.works().items()}
-        self._operators: list[tuple[Operator, dict[int, tuple[float, float]]]] = []
+        self._operators: list[tuple[Operator, dict[int | None, tuple[float, float]]]] = []
         self._tensors: dict[int, tuple[Operator | None, list[Operator | None], int]] = {}
         for subgraph in plan.subgraphs:
             for operator in subgraph.operators:
@@ -337,7 +348,7 @@ class _Prices:
                 made = mine.get(id(maker)) if maker is not None else None
                 if not graph.is_constant(tensor) and (made is not None or any(readers)):
                     self._tensors[id(tensor)] = made, readers, tensor.elements
-        self._least = self._sums(lambda _: 8)
+        self._least = self._sums(lambda _: narrow)
 
     @property
     def operators(self) -> list[Operator]:
@@ -345,14 +356,14 @@ class _Prices:
         return [operator for operator, _ in self._operators]
 
     def of(self, wanted: Wanted) -> float:
-        """Returns bytes and time over those with 8 bits everywhere, added."""
+        """Returns bytes and time over those where nothing is wide, added."""
         return sum(one / max(least, 1.0) for one, least in zip(self._sums(wanted), self._least, strict=True))
 
     def _sums(self, wanted: Wanted) -> tuple[float, float]:
         widths = {id(operator): wanted(operator) for operator, _ in self._operators}
         nbytes = nanoseconds = 0.0
         for operator, sizes in self._operators:
-            one, other = sizes[widths[id(operator)] or 8]
+            one, other = sizes[widths[id(operator)]]
             nbytes, nanoseconds = nbytes + one, nanoseconds + other
         for maker, readers, elements in self._tensors.values():
             forms = {None if reader is None else widths[id(reader)] for reader in readers}
@@ -362,16 +373,21 @@ class _Prices:
         return nbytes, nanoseconds
 
 
-def _sizes(operator: Operator, work: Work | None, graph: Graph) -> dict[int, tuple[float, float]]:
+def _sizes(operator: Operator, work: Work | None, graph: Graph) -> dict[int | None, tuple[float, float]]:
     """Returns bytes and nanoseconds of an operator with its constants, by width."""
     given = sum(tensor.elements for tensor in float_outputs(operator))
     if work is not None:
         channels = work.channels
         products = given * channels.elements // channels.channels
-        # Weights and their scales, and biases of 32 bits or 64.
-        fixed = OPERATOR_NBYTES + channels.elements + 4 * channels.channels
-        return {
-            width: (fixed + width // 2 * channels.channels, products * PRODUCT_NS[width]) for width in (8, 16)
+        # Weights and their scales, and biases of 32 bits or 64; floats have a bias alone.
+        nbytes = {
+            8: channels.elements + 8 * channels.channels,
+            16: channels.elements + 12 * channels.channels,
+            None: 4 * (channels.elements + channels.channels),
         }
+        return {width: (OPERATOR_NBYTES + nbytes[width], products * PRODUCT_NS[width]) for width in nbytes}
     values = sum(tensor.elements for _, tensor in float_inputs(operator) if graph.is_constant(tensor))
-    return {width: (OPERATOR_NBYTES + width // 8 * values, given * ELEMENT_NS[width]) for width in (8, 16)}
+    return {
+        width: (OPERATOR_NBYTES + (width or 32) // 8 * values, given * ELEMENT_NS[width])
+        for width in ELEMENT_NS
+    }

@@ -26,7 +26,7 @@ from tfl_rewrite.kernels.integer import CLAMPED, FUSED_BOUNDS, OUTPUT, Caveat, L
 from tfl_rewrite.kernels.operands import constant_values, input_of
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.reads import micro_obstacles
-from tfl_rewrite.kernels.table import row_of
+from tfl_rewrite.kernels.table import MEAN, row_of
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Int8, Levels
@@ -210,6 +210,8 @@ class IntegerPlan:
         for subgraph in self.subgraphs:
             margins.update((id(tensor), self._recipe.outputs) for tensor in subgraph.outputs)
             for operator in subgraph.operators:
+                if self.modes.width(operator) and _pools(operator):
+                    margins.update((id(tensor), self._recipe.pooled) for tensor in float_outputs(operator))
                 if row_of(operator).squashes is Squash.ROWS and self.modes.width(operator):
                     margins.update((id(tensor), self._recipe.softmax) for _, tensor in float_inputs(operator))
         return margins
@@ -220,6 +222,14 @@ def _activations(subgraph: SubGraph) -> Iterator[Tensor | None]:
     yield from subgraph.inputs
     for operator in subgraph.operators:
         yield from operator.outputs
+
+
+def _pools(operator: Operator) -> bool:
+    """Whether an operator gives means over positions, one for each channel."""
+    if row_of(operator) is not MEAN:
+        return False
+    read, made = operator.inputs[0], operator.outputs[0]
+    return read is not None and made is not None and (read.shape or ())[-1:] == (made.shape or ())[-1:] != ()
 
 
 def _work(tensor: Tensor, axis: int | None, position: int, uses: tuple[Use, ...]) -> Work:

@@ -1,7 +1,8 @@
-"""Finds the cheapest mixture of 8 and 16 bits whose outputs are as exact as is wished, by running.
+"""Finds the cheapest mixture of 8 and 16 bits, or of integers and floats, that is as exact as is wished.
 
 Noises of single groups add up nearly, so a knapsack proposes; a copy of the model that rounds activations and
 weights as the mixture does tells what it really does to the outputs, and the knapsack gets more room or less.
+Beside floats, the noise of a group counts the weights of what makes it: they become floats with it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ Measure = Callable[[Sequence[Simulate]], Float64]
 MARGIN_DB = 1.0
 """By so much more than was wished are outputs kept on the samples at hand: others lie a little beyond."""
 MOST_MARGIN_DB = 8.0
-"""Where so much is not enough either, all groups have 16 bits, before the model is refused."""
+"""Where so much is not enough either, all groups are wide, before the model is refused."""
 NEAR_DB = 1.0
-"""By so much may outputs be worse than with 16 bits everywhere, where those do not reach the wish."""
+"""By so much may outputs be worse than where all is wide, where that does not reach the wish."""
+MOST_PROMISED_DB = 3.0
+"""What samples at hand promise beyond what others keep is believed to be lost again, up to so much."""
 
 _TRIES = 8
 _CLOSE = 0.9
@@ -39,10 +42,11 @@ class Settled:
     """What was found.
 
     Attributes:
-        wide: The groups with 16 bits.
-        snr: Of the lowest output on the samples at hand, in dB, with weights rounded as for 16 bits.
-        widest: The same with 16 bits everywhere.
-        narrowest: And with 8 bits.
+        wide: The groups with 16 bits, or floats.
+        snr: Of the lowest output on the samples at hand, in dB, with weights rounded as for 16 bits
+            everywhere, or for integers.
+        widest: The same where all groups are wide.
+        narrowest: And where none is.
     """
 
     wide: tuple[Unit, ...]
@@ -62,9 +66,9 @@ class Known:
     """What does not change with the wish; kept from one search in a model to the next in an equal one.
 
     Attributes:
-        weights: As they are rounded for 16 bits everywhere, in order of execution.
-        noises: ``[2 + units, outputs]``: with 16 bits everywhere, with 8, and of each group alone with 8.
-        tried: Of mixtures, by the numbers of the groups with 16 bits.
+        weights: As they are rounded for 16 bits everywhere, or for integers, in order of execution.
+        noises: ``[2 + units, outputs]``: with all groups wide, with none, and with each alone narrow.
+        tried: Of mixtures, by the numbers of the wide groups.
         given: By wish and mixture, the least margin that gave it.
     """
 
@@ -93,36 +97,52 @@ class Search:
     ) -> None:
         self._mixture = mixture
         self._measure = measure
-        widest = mixture.plan(mixture.units)
-        weighted = list(widest.works())
+        rounded = mixture.plan(() if mixture.wide is None else mixture.units)
+        weighted = list(rounded.works())
         if known.noises is None:
-            weight_of = weights_of(widest)
+            weight_of = weights_of(rounded)
             operators = {id(operator): operator for _, operator in mixture.model.operators()}
             known.weights = [weight_of(operators[key], position) for key, position in weighted]
         self._weights = dict(zip(weighted, known.weights, strict=True))
         if known.noises is None:
-            alone = [rounding(mixture.model, unit.grids, unit.operators) for unit in mixture.units]
+            alone = map(self._alone, mixture.units)
             known.noises = measure([self._trial(mixture.units), self._trial(()), *alone])
         self._tried, self._given = known.tried, known.given
         self.widest, self.narrowest, self._noises = known.noises[0], known.noises[1], known.noises[2:]
 
-    def settle(self, min_snr: float | None, margin: float = MARGIN_DB) -> Settled:
-        """Returns the cheapest mixture found that keeps a ratio, or comes near what 16 bits everywhere keep.
+    def settle(
+        self, min_snr: float | None, margin: float = MARGIN_DB, most: float = MOST_MARGIN_DB
+    ) -> Settled:
+        """Returns the cheapest mixture found that keeps a ratio, or comes near what all groups wide keep.
 
         Args:
             min_snr: In dB; None for what is near.
             margin: In dB, what is kept beyond it. A mixture that a smaller one gave was refused: what comes
-                next has more groups of 16 bits, and at last all of them.
+                next has more wide groups, and at last all of them.
+            most: The largest margin to try before that.
         """
         room, found = margin, self._cheapest(min_snr, margin)
         while not self.is_widest(found) and self._first(found, min_snr, margin) < margin:
             room += MARGIN_DB
             all_wide = self._settled(self._mixture.units, self.widest)
-            found = self._cheapest(min_snr, room) if room <= MOST_MARGIN_DB else all_wide
+            found = self._cheapest(min_snr, room) if room <= most else all_wide
         return found
 
+    def settle_refused(self, min_snr: float, short: float, margin: float) -> Settled:
+        """Returns the cheapest mixture found that keeps a ratio, where none of the groups wide was refused.
+
+        Args:
+            min_snr: In dB.
+            short: By how many dB that missed it.
+            margin: See :meth:`settle`; more is kept where the samples at hand had promised more, too.
+        """
+        self._given[min_snr, ()] = -math.inf
+        promised = decibels(self.narrowest) - (min_snr - min(short, MOST_MARGIN_DB))
+        margin += min(max(promised, 0.0), MOST_PROMISED_DB)
+        return self.settle(min_snr, margin, margin + MOST_MARGIN_DB)
+
     def is_widest(self, found: Settled) -> bool:
-        """Whether nothing is left that could have 16 bits."""
+        """Whether nothing is left that could be wide."""
         return len(found.wide) == len(self._mixture.units)
 
     def _first(self, found: Settled, min_snr: float | None, margin: float) -> float:
@@ -162,7 +182,7 @@ class Search:
         return self._settled(best, noise)
 
     def widest_share(self, share: float) -> Settled:
-        """Returns the groups for 16 bits that hurt most with 8, in so many operators at most.
+        """Returns the groups to be wide that hurt most where they are not, in so many operators at most.
 
         Args:
             share: Of the operators in integers.
@@ -188,7 +208,21 @@ class Search:
 
     def _trial(self, wide: Sequence[Unit]) -> Simulate:
         plan = self._mixture.plan(wide)
-        return weighing(self._mixture.model, self._weights, plan.simulate)
+        weights = {site: weight for site, weight in self._weights.items() if site[0] in plan.modes.widths}
+        return weighing(self._mixture.model, weights, plan.simulate)
+
+    def _alone(self, unit: Unit) -> Simulate:
+        """Makes a group narrow, and nothing else."""
+        simulate = rounding(self._mixture.model, unit.grids, unit.operators)
+        if self._mixture.wide is not None:
+            return simulate
+        makers = {
+            key
+            for key, operator in unit.operators.items()
+            if any(id(tensor) in unit.tensors for tensor in operator.outputs)
+        }
+        weights = {site: weight for site, weight in self._weights.items() if site[0] in makers}
+        return weighing(self._mixture.model, weights, simulate)
 
     def _settled(self, wide: Sequence[Unit], noise: Float64) -> Settled:
         return Settled(tuple(wide), *map(decibels, (noise, self.widest, self.narrowest)))

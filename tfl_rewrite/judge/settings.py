@@ -135,8 +135,8 @@ class Judging:
             of the original computes what each of its own does
             (:mod:`tfl_rewrite.judge.counterparts`); else empty.
         blame: Whether to run both files operator by operator as well, after the verdict.
-        rescue: Whether, after a failure, the constants that did the damage are stored finer, so that the file
-            passes; otherwise it is refused.
+        rescue: Whether, after a failure, the constants that did the damage are stored finer, or operators
+            stay float that were to compute in integers, so that the file passes; otherwise it is refused.
         blame_seconds: How long to look for those constants where the file is refused; it is only told then.
 
     Raises:
@@ -238,7 +238,8 @@ class Judging:
     rescue: bool = option(
         True,
         "refuse a result that fails. Without this, the constants that did the damage are stored finer "
-        "(int8 behind DEQUANTIZE, then float16, then as they were) until the outputs pass",
+        "(int8 behind DEQUANTIZE, then float16, then as they were) until the outputs pass, and operators "
+        "that 'quantize' makes integer stay float",
     )
     blame_seconds: float = option(
         5.0,

@@ -86,7 +86,10 @@ class Quantize(Pass):
     Attributes:
         share: With mixed activations: of the operators, how many have 16 bits, whatever ``--min-snr`` says;
             those that are worth most. None for as many as it needs.
-        margin: By how many dB more than ``--min-snr`` mixed activations keep on the samples at hand.
+        margin: By how many dB more than ``--min-snr`` is kept on the samples at hand, by mixed activations or
+            with ``islands``.
+        islands: By how many dB integers alone missed the tolerance, so that what costs most stays float; None
+            where they are not known to miss it.
 
     Example:
         >>> from tfl_rewrite.passes import Quantize
@@ -122,7 +125,8 @@ class Quantize(Pass):
     )
     float_islands: str = option(
         "allow",
-        "allow (default): what has no integer kernel stays float. refuse: end with exit code 3 and name it",
+        "allow (default): what has no integer kernel stays float, and where outputs lose too much, so does "
+        "what costs them most (not with --no-rescue). refuse: end with exit code 3 and name it",
         choices=("allow", "refuse"),
     )
     include: tuple[str, ...] = option(
@@ -174,6 +178,7 @@ class Quantize(Pass):
     )
     share: float | None = None
     margin: float = MARGIN_DB
+    islands: float | None = None
     simplify: bool = option(False, SIMPLIFY)
 
     def __post_init__(self) -> None:
@@ -213,14 +218,18 @@ class Quantize(Pass):
     def milder(self) -> str:
         """16 bits where they are needed, or some operators as floats."""
         wider = "--activations mixed, " if self.activations == "int8" else ""
+        wider += "--float-islands allow, " if self.float_islands == "refuse" else ""
         return f"give {wider}more samples, --exclude for single operators, or a lower --min-snr"
 
     def stricter(self, short_db: float) -> Quantize | None:
-        """With mixed activations, returns the pass that keeps what was missed and a little more."""
-        if self.activations != MIXED or self.share is not None:
+        """Returns the pass that keeps what was missed and more: by 16 bits where mixed, else by floats."""
+        is_mixed, is_last = self.activations == MIXED, self.margin >= MOST_MARGIN_DB
+        if self.share is not None or (not is_mixed and (is_last or self.float_islands == "refuse")):
             return None
-        if self.margin >= MOST_MARGIN_DB:
+        if is_mixed and is_last:
             return replace(self, share=1.0)
+        if not is_mixed and self.islands is None:
+            return replace(self, islands=short_db)
         # What was missed by far, such as by one channel, is often kept by a few groups more.
         return replace(self, margin=min(self.margin + 1.5 * max(short_db, 1.0), MOST_MARGIN_DB))
 
@@ -349,6 +358,8 @@ class Quantize(Pass):
         operators = [operator for _, operator in model.operators()]
         hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
         reasons = {key: why for key, why in plan.modes.reasons.items() if key not in set(map(id, hybrid))}
+        spared = [item for item in operators if choice.width(item) is not None and bits(item) is None]
+        reasons |= {id(item): f"outputs lose too much with it in {self.activations}" for item in spared}
         skips = self._check(plan, operators, reasons, places, is_done=is_done)
         if not plan.modes.widths:
             return PassResult(
@@ -483,32 +494,44 @@ class Quantize(Pass):
         calibration: Calibration,
         context: Context,
     ) -> tuple[Wanted, bool, list[str]]:
-        """Returns the bits of operators, of a mixture if all that may have 16, and what to say of it.
+        """Returns the bits of operators, whether nothing would lose less, and what to say of it.
 
         Raises:
             UsageError: There are no inputs to measure with.
         """
-        if self.activations != MIXED:
-            return choice.width, False, []
-        measures = measures_of(context)
+        measures, is_mixed = measures_of(context), self.activations == MIXED
         if measures is None:
-            raise UsageError("which groups need 16 bits is measured", remedy="give --inputs, too")
-        mixture = Mixture(model, choice, ranges, recipe, target=self.target)
+            if is_mixed:
+                raise UsageError("which groups need 16 bits is measured", remedy="give --inputs, too")
+            return choice.width, True, []
+        wish = measures.min_snr
+        if not is_mixed and (self.islands is None or wish is None):
+            # Without a ratio to keep, nothing says what has to stay float.
+            return choice.width, wish is None, []
+        wide = 16 if is_mixed else None
+        mixture = Mixture(model, choice, ranges, recipe, target=self.target, wide=wide)
         search = Search(
             mixture,
             lambda plan: plan.weights(self._rounder(plan, calibration, context)),
             lambda changes: measures.noises(context.number, model, changes),
-            measures.memory(context.number).setdefault(MIXED, Known()),
+            measures.memory(context.number).setdefault(f"wide {wide}", Known()),
         )
-        if self.share is None:
-            found = search.settle(measures.min_snr, self.margin)
+        if self.islands is not None and wish is not None:
+            found = search.settle_refused(wish, self.islands, self.margin)
+        elif self.share is None:
+            found = search.settle(wish, self.margin)
         else:
             found = search.widest_share(self.share)
-        said = (
-            f"{len(found.wide)} of {len(mixture.units)} scale groups have 16 bits: {found.snr:.1f} dB on the "
-            f"samples at hand, where 8 bits keep {found.narrowest:.1f} and 16 bits {found.widest:.1f}"
-        )
-        return mixture.wanted(found.wide), search.is_widest(found), [said]
+        if not is_mixed and mixture.share(found.wide) == 1.0:
+            # Nothing but floats would keep it: it is refused as it was.
+            return choice.width, True, []
+        told = f"{len(found.wide)} of {len(mixture.units)} scale groups "
+        kept = f"{found.snr:.1f} dB on the samples at hand, {mixture.narrow} bits keep {found.narrowest:.1f}"
+        if is_mixed:
+            told += f"have 16 bits: {kept} and 16 bits {found.widest:.1f}"
+        else:
+            told += f"stay float, since {self.activations} alone was refused (see --no-rescue): {kept}"
+        return mixture.wanted(found.wide), is_mixed and search.is_widest(found), [told]
 
     def _hybrid(self, model: Model, operators: list[Operator], context: Context) -> list[Operator]:
         """Stores the weights of operators for hybrid kernels; returns those that have one."""

@@ -202,7 +202,7 @@ class Rivals:
             layer = Integers(item, self.context)
             made, short = self._made(kind, layer)
             done = made.keeps or self.opened.clock.is_past() or layer.results[-1].strictest
-            item = None if done else item.stricter(short)
+            item = item.stricter(short) if kind == MIXED and not done else None
         return made
 
     def _excluded(self) -> tuple[str, ...]:
