@@ -100,6 +100,31 @@ def test_few_samples_leave_room_for_chance() -> None:
     assert judged(output(49.0), output(25.0, one_sample), output(49.0)).status == "fail"
 
 
+def test_a_ratio_of_fewer_samples_has_their_chance_too() -> None:
+    """Slow kernels ran three samples: those may be good ones."""
+    even = tuple((1.0, 0.003) for _ in range(8))
+    few = (1.0, 0.0001), (1.0, 0.0002), (1.0, 0.003)
+    assert judged(output(25.0, even), output(25.0, even), output(29.0, few)).passed
+    assert judged(output(25.0, even), output(25.0, even), output(49.0, few)).status == "fail"
+    assert judged(output(25.0, even), output(25.0, even), output(29.0, (*few, *few, *few))).status == "fail"
+
+
+@pytest.mark.runtime
+def test_kernels_that_are_too_slow_run_three_samples(
+    tmp_path: Path, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = (fake_runtime.model(tmp_path / name) for name in "ab")
+    judging = Judging(runtime=(runtime,), implied=EVERY, samples=6)
+    counts = [one.sample_count for one in verify(before, after, judging).verdicts]
+    monkeypatch.setattr("tfl_rewrite.judge.agreement.SLOW_SECONDS", 0.0)
+    verdict = verify(before, after, judging)
+    assert counts == [6, 6, 6] and verdict.passed
+    assert [one.sample_count for one in verdict.verdicts] == [6, 6, 3]
+    assert "3 of 6 samples: these kernels take over a second for each" in verdict.verdicts[2].notes
+    asked = verify(before, after, replace(judging, implied=(), resolver=EVERY))
+    assert [one.sample_count for one in asked.verdicts] == [6, 6, 6], "asked for, all are run"
+
+
 def test_what_says_nothing_and_what_failed_already_stay() -> None:
     silent = replace(output(0.0), silence="constant")
     assert judged(output(60.0), silent, output(60.0)).passed

@@ -15,7 +15,7 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_errors
 from tfl_rewrite.interpreter.worker import Execution, Failure, Worker
-from tfl_rewrite.judge.agreement import agreed, cost_of
+from tfl_rewrite.judge.agreement import FEW_SAMPLES, agreed, cost_of, is_slow
 from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.reference import UNASKED, Original, PathLike, Reference, existing
 from tfl_rewrite.judge.repeats import Repeats, Tallying, between, differences, differing
@@ -139,6 +139,12 @@ class Judge:
             self._scratch.close()
         else:
             self._original.discard()
+
+    def follow(self, faster: Judge) -> None:
+        """Runs few samples, where the kernels of another judge tell that the reference ones are too slow."""
+        known, (resolver, *_) = faster.settled, (*self._judging.resolver, "")
+        if resolver == "reference" and known is not None and is_slow(known.execution.cpu):
+            self._original.most = FEW_SAMPLES
 
     def rest(self) -> None:
         """Ends the processes; they are started again when they are needed."""
@@ -688,6 +694,8 @@ class Panel:
             if self._progress is not None:
                 which = "" if len(self._judges) == 1 else f" {number} of {len(self._judges)}, {name}"
                 self._progress(f"verifying{which}")
+            if self._implied and number > 1:
+                judge.follow(self._judges[number - 2][1])
             verdicts.append(judge.compare(after, tolerance=tolerance, repeat=repeat))
             if len(self._judges) > 1:
                 # Their memory is the next one's.

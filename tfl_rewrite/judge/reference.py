@@ -136,6 +136,9 @@ class Original:
         path: The original.
         workers: That of the original, and that of the rewritten files.
         given: The folder that inputs are written to, which the processes may read.
+
+    Attributes:
+        most: Of each entry point so many samples are run; None for all.
     """
 
     def __init__(self, path: Path, judging: Judging, workers: tuple[Worker, Worker], given: Path) -> None:
@@ -143,6 +146,7 @@ class Original:
         self.judging = judging
         self.workers = workers
         self.judge: JudgeInfo | None = None
+        self.most: int | None = None
         self._given = given
         self._theirs: Interface | None = None
         self._named_as: Interface | None = None
@@ -354,6 +358,11 @@ class Original:
         if real is None:
             extra = [larger_step(entry, seed=seed) for entry in entries]
             steps += [step for step in extra if step is not None]
+        if self.most is not None:
+            count = sum(not step.optional for step in steps)
+            steps = _first_samples(steps, self.most)
+            if (kept := sum(not step.optional for step in steps)) < count:
+                notes.append(f"{kept} of {count} samples: these kernels take over a second for each")
         if self._theirs is not None:
             steps = on_steps(steps, interface, self._theirs)
         return steps, notes
