@@ -87,10 +87,15 @@ WATCH = Watch()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of every public model are slow, because there may be many."""
+    """Tests of every public model are slow, because there may be many.
+
+    Those of the whole corpus come first: one of them takes longer than most modules, and at the end the other
+    worker would wait for it.
+    """
     for item in items:
         if "public" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.path.name != "test_corpus.py")
 
 
 def pytest_runtest_setup() -> None:

@@ -47,5 +47,5 @@ def test_tests_run_from_the_unpacked_source_distribution(root: Path, tmp_path: P
     where = run_in(unpacked, "-c", "import tfl_rewrite; print(tfl_rewrite.__file__)")
     assert where.startswith(str(unpacked.resolve()))
     # Some that read the fixtures, and the schema.
-    some = ("tests/options", "tests/flatbuf/test_schema.py", "tests/model/test_roundtrip.py")
+    some = ("tests/flatbuf/test_schema.py", "tests/model/test_roundtrip.py")
     run_in(unpacked, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow and not runtime", *some)

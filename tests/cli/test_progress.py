@@ -18,7 +18,7 @@ from tfl_rewrite.cli import progress
 
 pytestmark = pytest.mark.slow
 
-# The command, with each step of its work slowed so that it takes over a second.
+# The command, with each step of its work slowed, or of one part of it, so that it takes over a second.
 SLOWED = """
 import sys, time
 from tfl_rewrite import work
@@ -28,17 +28,18 @@ assert progress.AFTER_SECONDS == 1.0
 progress.AFTER_SECONDS = float(sys.argv[2])
 tick = work.Stage.tick
 def slow(stage, nbytes):
-    time.sleep(float(sys.argv[1]))
+    if stage.what.startswith(sys.argv[3]):
+        time.sleep(float(sys.argv[1]))
     tick(stage, nbytes)
 work.Stage.tick = slow
-sys.exit(main(sys.argv[3:]))
+sys.exit(main(sys.argv[4:]))
 """
 
 
-def run(*arguments: str | Path, pause: float, after: float = 1.0) -> tuple[str, str]:
+def run(*arguments: str | Path, pause: float, after: float = 1.0, slowed: str = "") -> tuple[str, str]:
     """Runs a command with its errors on a terminal; returns its output and what was on the terminal."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", SLOWED, str(pause), str(after), *map(str, arguments)]
+    command = [sys.executable, "-c", SLOWED, str(pause), str(after), slowed, *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, stdin=subprocess.DEVNULL)
     seen = b""
     # Our own end of the terminal stays open meanwhile, or the last bytes may be lost with it.
@@ -82,7 +83,7 @@ def test_sharding_and_joining_show_what_they_do(fixtures: Path, tmp_path: Path) 
 def test_activations_are_counted_while_they_are_collected(fixtures: Path, tmp_path: Path) -> None:
     inputs = fixtures / "inputs" / "mtcnn_rnet.npz"
     words = writing(fixtures / "mtcnn_rnet.tflite", tmp_path)
-    _, seen = run(*words, "--inputs", inputs, pause=0.1, after=0.0)
+    _, seen = run(*words, "--inputs", inputs, pause=0.1, after=0.0, slowed="collecting")
     counted = seen.split("collecting activations: ")
     assert "━" in counted[1] and len(counted) > 5, seen
     assert is_gone(seen)
@@ -153,7 +154,7 @@ def test_a_log_gets_one_line_for_each_part_that_takes_long(
     fixtures: Path, tmp_path: Path, pause: str
 ) -> None:
     arguments = writing(fixtures / "digits_cnn.tflite", tmp_path)
-    command = [sys.executable, "-c", SLOWED, pause, "1", *map(str, arguments)]
+    command = [sys.executable, "-c", SLOWED, pause, "1", "", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=60)
     assert "writing" not in done.stdout and "\r" not in done.stdout + done.stderr
     assert done.stderr.count("tfl-rewrite: writing ...\n") == (pause != "0"), done.stderr
