@@ -219,7 +219,10 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
     points = []
     began = time.monotonic()
     with opened_for(wanted) as opened:
-        for item in nearest_first(searched(opened)):
+        found = nearest_first(searched(opened))
+        # Files that were measured are made for all samples, however long the search took.
+        opened.clock.limit = None
+        for item in found:
             if time.monotonic() - began > (limit or math.inf) * 1.5:
                 break
             opened.trials.finish(item)

@@ -428,9 +428,7 @@ def test_usage(
 
 
 @pytest.mark.runtime
-def test_channels_that_nothing_needs_go_first_where_outputs_allow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_is_simplified_where_outputs_allow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net(3)
     weights = net.random.standard_normal((96, 64)).astype(np.float32)
     weights[48:] *= np.float32(1e-20)
@@ -439,8 +437,8 @@ def test_channels_that_nothing_needs_go_first_where_outputs_allow(
     path, goal, judging = tmp_path / "in.tflite", Goal(min_snr=20, effort="fast"), Judging(samples=2)
     save(net.model, path)
     report = tfl_rewrite.shrink(path, tmp_path / "out.tflite", goal, judging=judging)
-    assert report.recipe().startswith("# tfl-rewrite run IN OUT --pass drop-channels\n")
-    assert load(tmp_path / "out.tflite").subgraphs[0].tensor("made").shape == (1, 48)
+    assert report.recipe().startswith("# tfl-rewrite simplify IN OUT\n")
+    assert load(tmp_path / "out.tflite").subgraphs[0].tensor("cut").shape == (1, 48)
     monkeypatch.setattr("tfl_rewrite.passes.drop_channels._NOTHING", 0.9)
     with opened_for(Wanted(goal=goal, frame=Frame(path), judging=judging)) as opened:
         assert opened.wanted.frame.before == (), "they were needed"

@@ -15,7 +15,7 @@ from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.options.patterns import MOST_CHARACTERS, exact
-from tfl_rewrite.passes.drop_channels import DropChannels
+from tfl_rewrite.passes.simplify import Simplify
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.integers import Integers, Tried
@@ -154,8 +154,8 @@ class ShrinkReport(JsonData):
         words = [word for item in layers if isinstance(item, Integers) for word in item.recipe]
         results = () if self.report is None else self.report.results
         lines = []
-        if any(result.name == DropChannels.name and result.modified for result in results):
-            lines += [f"tfl-rewrite run IN OUT --pass {DropChannels.name}", "comes first: it drops channels."]
+        if any(result.name == Simplify.name and result.modified for result in results):
+            lines += [f"tfl-rewrite {Simplify.name} IN OUT", "comes first: constants are others then."]
         if words:
             lines += ["tfl-rewrite quantize IN OUT --inputs PATH", *words, "comes next: it makes integers."]
         return "".join(f"# {line}\n" for line in lines) + "\n" * bool(lines)

@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from tfl_rewrite.editing.base import Context, Pass
-from tfl_rewrite.errors import UsageError
+from tfl_rewrite.editing.base import Pass, last_packing, run_passes
+from tfl_rewrite.errors import UnsupportedError, UsageError
 from tfl_rewrite.files.claims import Claim
-from tfl_rewrite.files.source import ModelLike, Source
+from tfl_rewrite.files.source import ModelLike, Source, layout
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
-from tfl_rewrite.passes.drop_channels import DropChannels
 from tfl_rewrite.passes.prune import Encode, Prune
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
+from tfl_rewrite.passes.simplify import Simplify
 from tfl_rewrite.pipeline.report import Plan
 from tfl_rewrite.pipeline.rewrite import PathLike, carry_out, source_of
 from tfl_rewrite.reading.metadata import on_disk, with_media
@@ -145,7 +145,7 @@ def search_and_publish(
 
 @contextlib.contextmanager
 def opened_for(wanted: Wanted, progress: Progress | None = None) -> Iterator[Session]:
-    """Opens a search without the channels that nothing needs, where the original keeps the budget so.
+    """Opens a search in the simplified model, where that is smaller and keeps the budget.
 
     Args:
         wanted: What to search for, and with what.
@@ -154,15 +154,27 @@ def opened_for(wanted: Wanted, progress: Progress | None = None) -> Iterator[Ses
     Raises:
         UsageError, UnsupportedError: As for :func:`tfl_rewrite.search.session.session`.
     """
-    drop, frame = DropChannels(), wanted.frame
-    if drop.run(Source.of(frame.source).model(), Context()).modified:
-        slim = replace(frame, before=(drop, *frame.before))
-        with session(replace(wanted, frame=slim), progress) as opened:
+    simple = replace(wanted, frame=replace(wanted.frame, before=(Simplify(), *wanted.frame.before)))
+    if _is_worth(simple.frame):
+        with session(simple, progress) as opened:
             if opened.trials.measure({}).missing(wanted.goal) <= 0:
                 yield opened
                 return
     with session(wanted, progress) as opened:
         yield opened
+
+
+def _is_worth(frame: Frame) -> bool:
+    """Whether the first pass makes the original smaller; not where metadata refers to what it would move."""
+    source, sizes = Source.of(frame.source), list[int]()
+    try:
+        for passes in (frame.before, frame.before[1:]):
+            model = source.model()
+            packing = last_packing(run_passes(model, [*passes, *frame.after]))
+            sizes.append(layout(model, packing=packing).nbytes)
+    except UnsupportedError:
+        return False
+    return sizes[0] < sizes[1]
 
 
 def _all_tried(opened: Session) -> tuple[list[Tried], tuple[Step, ...]]:

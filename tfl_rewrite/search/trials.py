@@ -189,7 +189,7 @@ class Frame:
 
     Attributes:
         source: The original.
-        before: Passes that run first. They lose nothing, unless ``activations`` says so.
+        before: Passes that run first. They lose nothing but the last bits, unless ``activations`` says so.
         after: Passes that lose nothing, run last.
         activations: What the first passes make operators compute in; empty for floats, as in the original.
     """
