@@ -35,6 +35,8 @@ def test_public_names() -> None:
             assert introspection.getdoc(value), name
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         tfl_rewrite.nonsense  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'Dedup'; it is in tfl_rewrite\.passes"):
+        tfl_rewrite.Dedup  # noqa: B018
     assert Path(tfl_rewrite.__file__).with_name("py.typed").exists()
 
 

@@ -118,4 +118,12 @@ __all__.sort()
 
 
 def __getattr__(name: str) -> Any:
-    return importlib.import_module(f"{__name__}.{name}") if name in ROOMS else _get(name)
+    if name in ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    try:
+        return _get(name)
+    except AttributeError as error:
+        for room in ROOMS if not name.startswith("_") else ():
+            if name in getattr(importlib.import_module(f"{__name__}.{room}"), "__all__", ()):
+                raise AttributeError(f"{error}; it is in {__name__}.{room}") from None
+        raise
