@@ -161,7 +161,7 @@ def test_a_log_gets_one_line_for_each_part_that_takes_long(
 
 
 def test_runs_of_a_search_are_counted_on_a_terminal(fixtures: Path, tmp_path: Path) -> None:
-    arguments: list[str | Path] = ["shrink", fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"]
+    arguments: list[str | Path] = ["shrink", fixtures / "text_embedding.tflite", tmp_path / "out.tflite"]
     arguments += ["--min-snr", "30", "--samples", "4", "--effort", "fast"]
     _, seen = run(*arguments, pause=0.0, after=0.0)
     assert "measuring encodings:" in seen and "run/s" in seen, seen
