@@ -88,3 +88,18 @@ def test_what_goes_into_a_softmax_is_one_more_output(tmp_path: Path) -> None:
     assert plain.shape == (1, 1) and inside.shape == (1, 2) and inside[0, 0] == plain[0, 0]
     # Of numbers between 0 and 1, less their mean.
     assert inside[0, 1] == pytest.approx(step**2 / 12 / (1 / 12), rel=0.3)
+
+
+def test_of_many_changes_of_a_large_model_few_samples_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of six samples is loud: whether it is looked at shows in the noise of those that are."""
+    model = saved(tmp_path)
+    values = np.load(tmp_path / "in.npz")["in"]
+    values[1] *= 1000
+    np.savez(tmp_path / "in.npz", **{"in": values})
+    change = rounding(model, {id(named(model, "sizes")): Grid(8, 1 / 64, -128)}, ())
+    monkeypatch.setattr("tfl_rewrite.calibration.trials.MOST_ELEMENTS", 192 * 2 * 6)
+    every = Noises(judging(tmp_path, min_snr=None)).of(model, [change])[0, 0]
+    few = Noises(judging(tmp_path, min_snr=None)).of(model, [change] * 6)[0, 0]
+    assert every > 0.5 > 0.01 > few, "a sample beyond the grid is cut off, where it is seen"

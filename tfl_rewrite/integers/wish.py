@@ -105,8 +105,10 @@ class Search:
             known.weights = [weight_of(operators[key], position) for key, position in weighted]
         self._weights = dict(zip(weighted, known.weights, strict=True))
         if known.noises is None:
-            alone = map(self._alone, mixture.units)
-            known.noises = measure([self._trial(mixture.units), self._trial(()), *alone])
+            ends = measure([self._trial(mixture.units), self._trial(())])
+            # Of many changes of a large model fewer samples are looked at.
+            alone = [measure(list(map(self._alone, mixture.units)))] if mixture.units else []
+            known.noises = np.concatenate([ends, *alone])
         self._tried, self._given = known.tried, known.given
         self.widest, self.narrowest, self._noises = known.noises[0], known.noises[1], known.noises[2:]
 
