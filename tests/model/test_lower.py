@@ -40,6 +40,12 @@ def test_empty_bytes_of_a_buffer_are_not_no_bytes() -> None:
     assert not is_changed(model)
 
 
+def test_an_empty_vector_is_no_second_place_of_bytes_that_lie_elsewhere() -> None:
+    made = make("Buffer", data=ScalarVector.of(UINT8, []), offset=8, size=4)
+    buffer = model_of_buffers(made).buffers[1]
+    assert buffer.outside and buffer.nbytes == 4
+
+
 def test_bytes_that_are_taken_away_leave_no_vector() -> None:
     model = model_of_buffers(make("Buffer", data=ScalarVector.of(UINT8, [1, 2])))
     model.buffers[1].blob = None
