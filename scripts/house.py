@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent.parent / PACKAGE
 FRONT = ("__init__", "__main__")
 LOOSE = ("errors", "work")
 
-MOST_FILES = 264
+MOST_FILES = 265
 """No more than there are."""
 AIMED_FILES = 165
 """What the design aims at."""

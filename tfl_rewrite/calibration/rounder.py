@@ -122,6 +122,8 @@ class Calibrated(Observer[Trial], Clipped):
         self._correct_bias = correct_bias
         self._time_is_up = time_is_up
         self._layers: dict[Hashable, Layer] = {}
+        # Of layers whose integers were given out.
+        self._errors: dict[Hashable, Error] = {}
         self._works: list[Work] = []
         self._places: dict[int, Place] = {}
         self._ordered = False
@@ -155,10 +157,13 @@ class Calibrated(Observer[Trial], Clipped):
 
     def round(self, work: Work, scale: Float32, emit: Emit) -> Error:
         """Gives out the integers; the nearest ones where the file holds other scales than theirs."""
-        layer = self._layers.get(_key(work))
+        key = _key(work)
+        layer = self._layers.get(key)
         if layer is None or not np.array_equal(layer.scale, scale):
             return super().round(work, scale, emit)
-        return emitted(layer.integers.reshape(-1), work, scale, emit)
+        known = self._errors.get(key)
+        error = self._errors[key] = emitted(layer.integers.reshape(-1), work, scale, emit, known)
+        return error
 
     def corrections(self) -> list[Correction]:
         """Returns what the biases of the weights prepared last are to take back."""
@@ -355,6 +360,7 @@ class Calibrated(Observer[Trial], Clipped):
         self.found[key] = found
         if layer is not None:
             layer = self._layers[key] = replace(layer, integers=self.kept(layer.integers))
+            self._errors.pop(key, None)
         return layer
 
 

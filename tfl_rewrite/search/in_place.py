@@ -12,66 +12,27 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from tfl_rewrite.editing.base import Change
-from tfl_rewrite.files.atomic import FileSink
-from tfl_rewrite.files.layout import Layout
-from tfl_rewrite.files.source import layout
-from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.interpreter.scratch import scratch_errors
 from tfl_rewrite.kernels.operators import Reading
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.ir import Model, schema
+from tfl_rewrite.search.basis import Basis, Content, Contents, Float64, Site, written
 from tfl_rewrite.search.units import Choice, encodings_of
-from tfl_rewrite.weights.biases import Correction, bias_of
+from tfl_rewrite.weights.biases import Correction, bias_of, constant_of
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.payloads import QuantizedPayload, WeightChange, WorkPayload
 
 NBYTES = 128 << 20
 LEAST_FILES = 4
 """Of files in which constants are replaced: each part of the inputs has its own, and opened ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """New bytes of a buffer.
-
-    Attributes:
-        key: Equal for equal bytes of the same buffer.
-        make: Returns them.
-        narrow: Whether they are integers, of which there are fewer bytes; see :class:`Patched`.
-    """
-
-    key: Hashable
-    make: Callable[[], bytes | bytearray | memoryview]
-    narrow: bool = False
-
-
-Contents = Mapping[int, Content]
-"""By position of the buffer."""
-
-
-def written(model: Model, path: Path, packing: Packing | None = None) -> Layout:
-    """Writes a file that nobody but this process and its children looks at; one of that name goes.
-
-    Args:
-        model: Not changed.
-        path: In a temporary folder: nothing is done to have the file outlive the system.
-        packing: As for :func:`layout`.
-    """
-    made = layout(model, packing=packing)
-    path.unlink(missing_ok=True)
-    with scratch_errors(), open(path, "xb", opener=_private) as file:
-        made.write_to(FileSink(file.fileno()))
-    return made
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 class Patched:
@@ -209,14 +170,20 @@ class PatchedFiles:
 class Expansions:
     """What operators read of constants behind DEQUANTIZE, by position of the buffer and encoding.
 
+    Args:
+        basis: What values are put into; None where nothing can be.
+
     Attributes:
         hybrids: Weights of layers whose hybrid kernels read integers, with the one encoding of each that can
             be put in place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, basis: Basis | None) -> None:
+        self._basis = basis
         # None where more than values is different.
-        self._known: dict[tuple[int, str], Contents | None] = {}
+        self._known: dict[tuple[int, str], Content | None] = {}
+        # What becomes of biases then, by where they are; and what is added to them.
+        self._corrected: dict[tuple[int, str], dict[int, tuple[Content, Float64]]] = {}
         self.hybrids: dict[int, Encoding] = {}
 
     def unknown(self, choice: Choice) -> Choice:
@@ -229,20 +196,30 @@ class Expansions:
 
     def of(self, choice: Choice) -> dict[int, Content]:
         """Returns the new bytes of those buffers whose values alone are others."""
-        found: dict[int, Content] = {}
-        for position, form in encodings_of(choice).items():
-            known = self._known.get((position, form.text)) or {}
-            if known.keys() & found.keys():
-                # The bias of one layer, stored otherwise itself: what that comes to is not known.
-                return {}
-            found.update(known)
-        return found
+        chosen = encodings_of(choice)
+        own = {position: self._known.get((position, form.text)) for position, form in chosen.items()}
+        found = {position: content for position, content in own.items() if content is not None}
+        corrected: dict[int, Content] = {}
+        for position in list(found):
+            key = (position, chosen[position].text)
+            for place, (content, change) in self._corrected[key].items():
+                assert self._basis is not None
+                origin = self._basis.origin(place)
+                half = chosen.get(origin)
+                if place in corrected or (half is not None and (half.form.is_integer or origin not in found)):
+                    # The bias of several weights, or more than its values is different: it is not known.
+                    return {}
+                if half is not None:
+                    narrow = found[position].narrow
+                    make = functools.partial(self._basis.halved, place, change, narrow=narrow)
+                    content = Content((key, half.text), make)
+                corrected[place] = content
+        return {**found, **corrected}
 
     def learn(
         self,
         choice: Choice,
-        model: Model,
-        before: Sequence[Blob | None],
+        sites: Mapping[int, Site],
         changes: Sequence[Change],
         corrections: Sequence[Correction],
     ) -> None:
@@ -250,12 +227,11 @@ class Expansions:
 
         Args:
             choice: What it was to do.
-            model: As the pass left it.
-            before: The bytes of its buffers before; others were added behind them.
+            sites: Where operators were before.
             changes: What the pass did.
             corrections: What it added to biases.
         """
-        positions = {id(buffer): position for position, buffer in enumerate(model.buffers[: len(before)])}
+        kinds = ("FLOAT32",) if self._basis is None or not self._basis.is_wide else ("FLOAT32", "FLOAT16")
         groups: dict[int, list[WeightChange]] = {}
         for change in changes:
             if isinstance(change, WeightChange):
@@ -266,26 +242,31 @@ class Expansions:
             group = groups.get(position, [])
             payload = group[0].payload if group else None
             schemes = {change.scheme for change in group}
-            same = all(change.dtype == "FLOAT32" and change.payload is payload for change in group)
+            same = all(change.dtype in kinds and change.payload is payload for change in group)
             if not isinstance(payload, WorkPayload) or not same:
                 continue
             narrow = schemes == {Reading.HYBRID.value} and _is_switched(payload)
             if schemes != {Reading.DEQUANTIZE.value} and not narrow:
                 continue
             make = functools.partial(_bytes_of, _apart(payload), narrow)
-            found = {position: Content(form.text, make, narrow)}
+            corrected: dict[int, tuple[Content, Float64]] = {}
             mine = _corrections_of(payload, corrections) if isinstance(payload, QuantizedPayload) else []
             for item in mine:
+                site = sites.get(id(item.operator))
+                place = None if self._basis is None or site is None else self._basis.biases.get(site)
                 bias = bias_of(item.operator)
-                place = None if bias is None or not bias.is_constant else positions.get(id(bias.buffer))
-                blob = None if place is None else model.buffers[place].blob
-                if place is None or blob is None:
-                    # It got another one, which the file does not have.
+                stored = None if bias is None else constant_of(item.subgraph, bias)
+                blob = None if stored is None else stored.buffer.blob
+                # It got one, which the file does not have; or it is stored otherwise itself.
+                if self._basis is None or place is None or stored is None or blob is None:
                     break
-                found[place] = Content(key, blob.view)
+                if self._basis.origin(place) in choice:
+                    break
+                floats = functools.partial(_floats_of, blob, stored.dtype)
+                corrected[place] = Content(key, floats), item.change
             else:
                 if not narrow or self.hybrids.setdefault(position, form) == form:
-                    self._known[key] = found
+                    self._known[key], self._corrected[key] = Content(form.text, make, narrow), corrected
 
 
 def _apart(payload: WorkPayload) -> WorkPayload:
@@ -306,6 +287,11 @@ def _bytes_of(payload: WorkPayload, narrow: bool) -> memoryview:
     if narrow and isinstance(payload, QuantizedPayload):
         return payload.blob(payload.work.bits).view()
     return payload.expanded().data.cast("B")
+
+
+def _floats_of(blob: Blob, dtype: int) -> memoryview:
+    values = np.frombuffer(blob.view(), dtypes.BY_VALUE[dtype].numpy)
+    return memoryview(values.astype("<f4").tobytes())
 
 
 def _corrections_of(payload: QuantizedPayload, corrections: Sequence[Correction]) -> list[Correction]:

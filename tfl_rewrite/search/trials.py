@@ -27,6 +27,7 @@ from tfl_rewrite.passes.prune import Prune, PrunedChange
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.copies import open_outputs
+from tfl_rewrite.search.basis import Basis, Content, Contents, sites_of, written
 from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import (
@@ -38,7 +39,7 @@ from tfl_rewrite.search.holdout_judge import (
     noise_of,
     opened_beside,
 )
-from tfl_rewrite.search.in_place import Content, Expansions, PatchedFiles, written
+from tfl_rewrite.search.in_place import Expansions, PatchedFiles
 from tfl_rewrite.search.units import (
     Choice,
     Float64,
@@ -265,10 +266,10 @@ class Trials:
         self.path = folder / "final.tflite"
         self.files = 0
         self.prepared = self._prepare(folder / "prepared.tflite")
-        self.decisions = 0
-        self.opened = self._open(folder / "opened.tflite")
+        self.opened, self.decisions = _opened(self.prepared, folder / "opened.tflite")
         self.constants: dict[int, Constant] = {}
         self.growth: dict[tuple[int, str], float] = {}
+        self._basis = None if self.prepared is None else Basis.of(self.prepared, folder / "basis.tflite")
         self._patched = PatchedFiles(folder)
         self._expansions: dict[tuple[int, Rounding], Expansions] = {}
         self._judges: dict[tuple[int, str], Judge] = {}
@@ -292,17 +293,6 @@ class Trials:
         # Constants are told apart by the positions of their buffers.
         made = Source.open(path)
         return made if _sizes(made.model()) == _sizes(model) else None
-
-    def _open(self, path: Path) -> Source | None:
-        """Writes a copy that is open before a last SOFTMAX and the like; None where there is none."""
-        if self.prepared is None:
-            return None
-        self.decisions = open_outputs(self.prepared, path, centred=True)
-        if not self.decisions:
-            return None
-        # Constants may have been added, but none moved.
-        sizes, made = _sizes(self.prepared.model()), Source.open(path)
-        return made if _sizes(made.model())[: len(sizes)] == sizes else None
 
     def fresh(self) -> Model:
         """Loads the original as the first passes leave it."""
@@ -387,19 +377,19 @@ class Trials:
     def _learn(self, number: int, choice: Choice, model: Model, rounding: Rounding) -> Sequence[Change]:
         """Stores constants of a model otherwise, and takes in what operators read of them then."""
         rounders = self.folds[number].rounders
-        before = [buffer.blob for buffer in model.buffers]
+        sites = sites_of(model)
         (made,) = rounders.passes(choice, rounding)
         changes = made.run(model, Context()).changes
         _check_fitted([made])
         fitted = rounders.base.rounder if rounders.base is not None and rounding is Rounding.FITTED else None
         corrections = () if fitted is None else fitted.corrections()
-        self._expanded(number, rounding).learn(choice, model, before, changes, corrections)
+        self._expanded(number, rounding).learn(choice, sites, changes, corrections)
         return changes
 
     def _expanded(self, number: int, rounding: Rounding) -> Expansions:
         """Returns what operators read of constants that are stored otherwise; plain ones once."""
         key = (0 if rounding is Rounding.PLAIN else number, rounding)
-        return self._expansions.setdefault(key, Expansions())
+        return self._expansions.setdefault(key, Expansions(self._basis))
 
     def noise(self, choice: Choice) -> Float64 | None:
         """Returns the noise over signal of each output with some constants stored otherwise.
@@ -445,15 +435,26 @@ class Trials:
             rounding: How weights are rounded.
             opened: Whether the file is opened before a last SOFTMAX and the like.
         """
-        source = self.opened if opened else self.prepared
-        if source is None or rounding is Rounding.IN_ORDER:
+        if self.prepared is None or rounding is Rounding.IN_ORDER:
             return None
         contents, rest = self._split(number, choice, rounding)
-        if not contents:
+        own, basis = bool(grids_of(choice) or codes_of(choice)), self._basis
+        source = self.opened if opened else self.prepared
+        if not own and basis is not None:
+            source = self._opened_basis if opened else basis.source
+            # What is no matter of values is decided by how constants are stored, and by what else holds them.
+            odd = bool(rest) if basis.is_wide else bool(rest.keys() & basis.copies.keys())
+            contents = {} if odd else basis.spread(contents)
+        elif basis is not None and encodings_of(choice):
+            # Values on grids are of the types of the original, where several may read one bias.
+            contents = {} if basis.is_wide or contents.keys() & basis.copies.keys() else contents
+        if source is None or not contents:
             return None
         part = 0 if rounding is Rounding.PLAIN else number
         known = self._expanded(number, rounding)
         hybrids = {position: form for position, form in known.hybrids.items() if position not in rest}
+        if own and basis is not None and basis.copies:
+            hybrids = {}
         switched = known.of(hybrids)
         stored: dict[int, Form] = {**rest, **(hybrids if switched else {})}
 
@@ -471,6 +472,7 @@ class Trials:
             part,
             rounding,
             opened,
+            own,
             tuple(sorted((position, str(form)) for position, form in stored.items())),
         )
         patched = self._patched.get(key, model, hybrids if switched else ())
@@ -479,7 +481,15 @@ class Trials:
         patched.hold(contents)
         return patched.path
 
-    def _split(self, number: int, choice: Choice, rounding: Rounding) -> tuple[dict[int, Content], Choice]:
+    @functools.cached_property
+    def _opened_basis(self) -> Source | None:
+        """What values are put into, opened as :attr:`opened` is."""
+        basis = self._basis
+        if basis is None or self.opened is None or basis.source is self.prepared:
+            return self.opened
+        return _opened(basis.source, self.folder / "opened_basis.tflite")[0]
+
+    def _split(self, number: int, choice: Choice, rounding: Rounding) -> tuple[Contents, Choice]:
         """Returns new bytes of constants whose values alone are others, and what else was chosen."""
         rounders = self.folds[number].rounders
         fitting = None if rounders.grids is None else rounders.grids.fitting
@@ -686,6 +696,20 @@ class Trials:
                     remedy=f"use {self._without} instead",
                 )
         return judged
+
+
+def _opened(source: Source | None, path: Path) -> tuple[Source | None, int]:
+    """Writes a copy that is open before a last SOFTMAX and the like; None where there is none.
+
+    Returns:
+        The copy, and how many things each call decides there, at least.
+    """
+    decisions = 0 if source is None else open_outputs(source, path, centred=True)
+    if source is None or not decisions:
+        return None, decisions
+    # Constants may have been added, but none moved.
+    sizes, made = _sizes(source.model()), Source.open(path)
+    return made if _sizes(made.model())[: len(sizes)] == sizes else None, decisions
 
 
 def _check_fitted(passes: Sequence[Pass]) -> None:

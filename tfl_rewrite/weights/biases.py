@@ -31,7 +31,8 @@ from tfl_rewrite.options.frozen import frozen
 Done = list[Edit | Skip]
 """What a repair did, and what it looked at and left alone."""
 
-_BIAS = 2
+BIAS = 2
+"""At which input layers have it."""
 
 ADDED_SHARE = 0.02
 """A bias is added where it takes no more than this share of the weight's new bytes."""
@@ -63,7 +64,7 @@ class Correction:
 
 def bias_of(operator: Operator) -> Tensor | None:
     """Returns the bias of a layer."""
-    return operator.inputs[_BIAS] if len(operator.inputs) > _BIAS else None
+    return operator.inputs[BIAS] if len(operator.inputs) > BIAS else None
 
 
 def takes_bias(subgraph: SubGraph, operator: Operator, *, weight_nbytes: int, outputs: int) -> bool:
@@ -83,18 +84,18 @@ def takes_bias(subgraph: SubGraph, operator: Operator, *, weight_nbytes: int, ou
         if row.product is not ProductKind.DENSE:
             return False
         return 4 * outputs + ADDED_NBYTES <= ADDED_SHARE * weight_nbytes
-    return bias.elements == outputs and _stored(subgraph, bias) is not None
+    return bias.elements == outputs and constant_of(subgraph, bias) is not None
 
 
 def correct(editor: Editor, items: Sequence[Correction]) -> None:
     """Adds to biases; other operators that read the same constants keep the old ones."""
-    uses = _Uses(editor.model)
+    uses = Uses(editor.model)
     for item in items:
         _correct(editor, item, uses)
 
 
-class _Uses:
-    """Who uses constants, counted once for all biases."""
+class Uses:
+    """Who uses the constants of a model, counted once for all biases."""
 
     def __init__(self, model: Model) -> None:
         self._shared = {key for key, holders in model.holders().items() if len(holders) > 1}
@@ -114,7 +115,7 @@ class _Uses:
         self._readers[id(bias)] -= 1
 
 
-def _correct(editor: Editor, item: Correction, uses: _Uses) -> None:
+def _correct(editor: Editor, item: Correction, uses: Uses) -> None:
     subgraph, operator = item.subgraph, item.operator
     bias = bias_of(operator)
     if bias is None:
@@ -123,9 +124,9 @@ def _correct(editor: Editor, item: Correction, uses: _Uses) -> None:
         data = item.change.astype("<f4").tobytes()
         shape = (len(item.change),)
         added = Tensor(name, shape, dtypes.FLOAT32.value, editor.add_buffer(data))
-        operator.inputs[_BIAS:] = [editor.add_tensor(subgraph, added)]
+        operator.inputs[BIAS:] = [editor.add_tensor(subgraph, added)]
         return
-    stored = _stored(subgraph, bias)
+    stored = constant_of(subgraph, bias)
     old = constant_values(stored, "FLOAT32", "FLOAT16") if stored is not None else None
     assert stored is not None and old is not None
     new = old.astype(np.float64) + item.change.reshape(old.shape)
@@ -136,11 +137,11 @@ def _correct(editor: Editor, item: Correction, uses: _Uses) -> None:
         return
     data = new.astype("<f4").tobytes()
     copy = Tensor(f"{bias.name}_own", bias.shape, dtypes.FLOAT32.value, editor.add_buffer(data))
-    operator.inputs[_BIAS] = editor.add_tensor(subgraph, copy)
+    operator.inputs[BIAS] = editor.add_tensor(subgraph, copy)
     uses.leave(bias)
 
 
-def _stored(subgraph: SubGraph, bias: Tensor) -> Tensor | None:
+def constant_of(subgraph: SubGraph, bias: Tensor) -> Tensor | None:
     """Returns the float constant that a bias is, or is expanded from; None where it is neither."""
     found: Tensor | None = bias
     if not bias.is_constant:

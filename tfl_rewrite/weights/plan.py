@@ -153,6 +153,7 @@ class WeightPlan:
             blob,
             made.stored_dtype,
             self.magnitudes.energy[key],
+            self.magnitudes.clipped,
         )
 
     def works(self, decisions: Sequence[Decision]) -> list[Work]:

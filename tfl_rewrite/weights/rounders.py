@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
-from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -57,6 +56,7 @@ class Work:
         readings: How each of them does: ``hybrid``, ``lookup``, ``dequantize``.
         largest: Float32 ``[channels]``: the largest magnitude of each.
         energy: Float64 ``[channels]``: the sum of the squares of each, where it is known.
+        clipped: Scales of least squared error that were found before, of this constant and others.
     """
 
     name: str
@@ -73,6 +73,12 @@ class Work:
     _blob: Blob = field(repr=False)
     _stored: int
     energy: Float64 | None = None
+    clipped: dict[object, Float32] = field(default_factory=dict, repr=False)
+
+    @property
+    def content(self) -> object:
+        """What such scales depend on."""
+        return self._blob.identity, self.channels, self.levels
 
     def values(self) -> np.ndarray[Any, Any]:
         """Returns the flat values, float32 or float16; a view of the file, not a copy."""
@@ -147,14 +153,15 @@ class Rounder:
 
 
 _EMITTED = 1 << 20
-_SLICE_ELEMENTS = 1 << 19
-"""Looked at together."""
+_SLICE_ELEMENTS = 1 << 19  # Looked at together.
 
 _SAMPLED_ELEMENTS = 1 << 22
 """Of a channel with more, a part is looked at."""
 
 
-def emitted(integers: npt.NDArray[np.integer[Any]], work: Work, scale: Float32, emit: Emit) -> Error:
+def emitted(
+    integers: npt.NDArray[np.integer[Any]], work: Work, scale: Float32, emit: Emit, error: Error | None = None
+) -> Error:
     """Gives out integers that are known already.
 
     Args:
@@ -162,7 +169,12 @@ def emitted(integers: npt.NDArray[np.integer[Any]], work: Work, scale: Float32, 
         work: The constant.
         scale: Of each channel.
         emit: Called with positions and integers, in order.
+        error: What they are off by; measured where it is not known.
     """
+    if error is not None:
+        for start in range(0, integers.size, _EMITTED):
+            emit(start, np.array(integers[start : start + _EMITTED]))
+        return error
     values, channels, error = work.values(), work.channels, Error()
     for start in range(0, integers.size, _EMITTED):
         part = np.array(integers[start : start + _EMITTED])
@@ -181,18 +193,16 @@ class Clipped(Rounder):
     Of channels of many million elements every so-manieth is looked at, and the largest.
     """
 
-    _known: Mapping[tuple[int, Channels, Levels], Float32] = MappingProxyType({})
-
     def prepare(self, model: Model, works: Sequence[Work]) -> None:
         """Searches the scales of all constants, several at a time."""
-        nbytes = sum(4 * work.channels.elements for work in works)
-        found = current().each(self._searched, works, nbytes=nbytes)
-        self._known = {_key(work): scales for work, scales in zip(works, found, strict=True)}
+        left = [work for work in works if work.content not in work.clipped]
+        current().each(self.scales, left, nbytes=sum(4 * work.channels.elements for work in left))
 
     def scales(self, work: Work) -> Float32:
         """Returns the scale of each channel or block."""
-        known = self._known.get(_key(work))
-        return self._searched(work) if known is None else known
+        if work.content not in work.clipped:
+            work.clipped[work.content] = self._searched(work)
+        return work.clipped[work.content]
 
     def _searched(self, work: Work) -> Float32:
         result = symmetric.scales(work.largest, work.levels.high)
@@ -220,10 +230,6 @@ class Clipped(Rounder):
         del values, whole, part, rows
         work.release()
         return result
-
-
-def _key(work: Work) -> tuple[int, Channels, Levels]:
-    return work.position, work.channels, work.levels
 
 
 class Fitting(Protocol):

@@ -72,11 +72,13 @@ class Magnitudes:
         energy: Float64 ``[channels]``: the sum of the squares of each, by the same; see
             :func:`tfl_rewrite.numerics.symmetric.absmax`.
         noise: The error that rounding to the nearest leaves; see :meth:`ScaleAxes.noise`.
+        clipped: Scales of least squared error, by :attr:`Work.content`.
     """
 
     known: dict[tuple[object, Channels], Float32] = field(default_factory=dict)
     energy: dict[tuple[object, Channels], Float64] = field(default_factory=dict)
     noise: dict[tuple[object, ...], float] = field(default_factory=dict)
+    clipped: dict[object, Float32] = field(default_factory=dict)
     _finer: dict[object, tuple[Float32, Float64]] = field(default_factory=dict)
     _held: dict[object, Blob] = field(default_factory=dict)
 
