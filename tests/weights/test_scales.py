@@ -13,7 +13,7 @@ from tfl_rewrite import load, save
 from tfl_rewrite.editing.base import PassResult, run_passes
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.model.ir import Model
-from tfl_rewrite.numerics import symmetric
+from tfl_rewrite.numerics import clipping, symmetric
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.weights.encoding import Scheme
@@ -254,3 +254,21 @@ def test_what_passes_share_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
         read.clear()
     assert found[0] == found[1] == found[2] == found[3] and found[0]
     assert counts[0] == counts[1] == counts[3] > 0 == counts[2]
+
+
+def test_a_weight_is_read_once_for_its_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    absmax, energy = symmetric.absmax, clipping._energy
+
+    def counted(values: Any, *arguments: Any, **more: Any) -> Any:
+        read.append(values.ctypes.data)
+        return absmax(values, *arguments, **more)
+
+    def again(values: Any) -> Any:
+        read.append(values.ctypes.data)
+        return energy(values)
+
+    monkeypatch.setattr(symmetric, "absmax", counted)
+    monkeypatch.setattr(clipping, "_energy", again)
+    result = run_passes(convolutional().model, [QuantizeWeights(min_elements=64)])[0]
+    assert len(result.changes) == len(read) == len(set(read)) > 1
