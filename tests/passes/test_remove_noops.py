@@ -33,10 +33,12 @@ def kinds(model: Model) -> list[str]:
 
 
 def cleaned(net: Net) -> list[str]:
-    """The operators that are left; a second run finds nothing."""
-    run_passes(net.model, [RemoveNoops()])
+    """The operators that are left, and it is told where those are others; a second run finds nothing."""
+    before = kinds(net.model)
+    result = run_passes(net.model, [RemoveNoops()])[0]
     assert not broken(net.model)
     left = kinds(net.model)
+    assert result.modified is (left != before)
     again = run_passes(net.model, [RemoveNoops()])[0]
     assert not again.modified and again.idle
     return left
@@ -192,6 +194,8 @@ def test_an_open_dimension_is_the_same_where_all_others_are() -> None:
 
     assert cleaned(between(make, signature=(-1, 4, 4, 2))) == ["ABS", "ABS"]
     assert cleaned(between(make, signature=(-1, -1, 4, 2))) == ["ABS", "RESHAPE", "ABS"]
+    # What reshapes nothing needs no size.
+    assert cleaned(between(GO["CAST"], signature=(-1, -1, 4, 2))) == ["ABS", "ABS"]
 
 
 def dense(net: Net, x: Tensor, **options: object) -> Tensor:
@@ -205,6 +209,21 @@ def test_a_dense_layer_flattens_by_itself() -> None:
         lambda net, x: dense(net, net.add("RESHAPE", [x, ints(net, 1, 32)], "r", (1, 32)), keep_num_dims=True)
     )
     assert cleaned(net) == ["ABS", "RESHAPE", "FULLY_CONNECTED", "ABS"]
+
+
+def test_a_reshape_that_is_an_output_stays() -> None:
+    net = between(lambda net, x: dense(net, net.add("RESHAPE", [x, ints(net, 1, 32)], "r", (1, 32))))
+    net.graph.outputs += [tensor for tensor in net.graph.tensors if tensor.name == "r"]
+    assert cleaned(net) == ["ABS", "RESHAPE", "FULLY_CONNECTED", "ABS"]
+
+
+def test_transposes_of_a_state_are_not_joined() -> None:
+    """The second would read it later than the first did."""
+    net = Net()
+    state = net.variable("state", (2, 3, 4))
+    turned = net.add("TRANSPOSE", [state, ints(net, 1, 0, 2)], "once", (3, 2, 4))
+    net.output(net.add("TRANSPOSE", [turned, ints(net, 0, 2, 1)], "twice", (3, 4, 2)))
+    assert cleaned(net) == ["TRANSPOSE", "TRANSPOSE"]
 
 
 def test_a_reshape_that_others_read_stays() -> None:
@@ -228,6 +247,21 @@ def test_axes_of_one_element_need_not_be_added_before_what_broadcasts() -> None:
         return net.add("ADD", [longer, longer], "m", (1, *SHAPE))
 
     assert cleaned(between(twice)) == ["ABS", "RESHAPE", "ADD", "ABS"]
+
+
+def in_order(net: Net, x: Tensor) -> Tensor:
+    """Numbers that are moved away and back, and laid out otherwise in the end."""
+    away = net.add("TRANSPOSE", [x, ints(net, 0, 3, 1, 2)], "away", (1, 2, 4, 4))
+    rows = net.add("RESHAPE", [away, ints(net, 2, 16)], "rows", (2, 16))
+    return net.add("TRANSPOSE", [rows, ints(net, 1, 0)], "m", (16, 2))
+
+
+@pytest.mark.parametrize("seen", ["", "away", "rows"])
+def test_what_ends_in_the_same_order_is_a_reshape_where_nobody_looks_between(seen: str) -> None:
+    net = between(in_order)
+    net.graph.outputs += [tensor for tensor in net.graph.tensors if tensor.name == seen]
+    moved = ["TRANSPOSE", "RESHAPE", "TRANSPOSE"] if seen else ["RESHAPE"]
+    assert cleaned(net) == ["ABS", *moved, "ABS"]
 
 
 def test_two_transposes_become_one() -> None:
