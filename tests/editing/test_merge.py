@@ -128,6 +128,14 @@ def test_weights_beside_a_model_are_refused() -> None:
         merge([Piece("a", model, ((OUTSIDE, 0),))], [(0, 0)])
 
 
+def test_a_signature_that_names_a_tensor_inside_is_refused() -> None:
+    model = double(key="serving_default")
+    (row, _) = model.signatures[0].outputs[0]
+    model.signatures[0].outputs = [(row, model.subgraphs[0].tensors[2])]
+    with pytest.raises(UnsupportedError, match="'serving_default' names 'inner', which is none"):
+        merge([Piece("a", model, ((OUTSIDE, 0),))], [(0, 0)])
+
+
 def test_an_input_that_holds_scales_is_refused() -> None:
     model = double()
     main = model.subgraphs[0]

@@ -297,6 +297,17 @@ def test_pack_and_unpack_cancel() -> None:
     assert [item.name for item in last.inputs if item] == ["a1", "a0"]
 
 
+def test_unpack_and_pack_cancel() -> None:
+    net = between(lambda net, x: net.add("UNPACK", [x], "u0", (1, 4, 2), axis=1, num=4))
+    unpack, last = net.graph.operators[-2:]
+    unpack.outputs += [net.tensor(f"u{at}", (1, 4, 2)) for at in range(1, 4)]
+    parts = list(unpack.outputs)
+    net.graph.operators.remove(last)
+    last.inputs[0] = net.add("PACK", parts, "packed", SHAPE, axis=-3, values_count=4)
+    net.graph.operators.append(last)
+    assert cleaned(net) == ["ABS", "ABS"]
+
+
 def test_split_and_concatenation_cancel_along_one_axis() -> None:
     for axis, left in ((3, ["ABS", "ABS"]), (2, ["ABS", "SPLIT", "CONCATENATION", "ABS"])):
 

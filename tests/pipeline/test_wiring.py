@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.nets import Net
@@ -20,6 +21,8 @@ def test_only_ones_equal_names_and_the_only_order_are_clear() -> None:
     outputs = [end("a", 1, 4), end("b", 1, 4)]
     assert links_of(outputs, [end("b", 1, 4)], ()) == {0: 1}
     assert links_of([end("a", 1, 4), end("b", 1, 5)], [end("x", 1, 5), end("y", 1, 4)], ()) == {0: 1, 1: 0}
+    numbers = End(Net().tensor("n", (1, 4), np.int32), (0, 1), [], 1, {"n"})
+    assert links_of([outputs[0], numbers], [end("x", 1, 4)], ()) == {0: 0}
     with pytest.raises(UsageError, match=r"not clear what is connected.*gives 'a', 'b'; the second takes"):
         links_of(outputs, [end("x", 1, 4)], ())
 
@@ -40,8 +43,9 @@ def test_what_is_said_is_done() -> None:
         links_of(outputs, inputs, ["a=x", "b=c=x"])
     with pytest.raises(UsageError, match=r"more than one input is named 'x'.*#0, #3"):
         find([end("x", 1), end("x", 1, index=3)], "x", "input")
-    with pytest.raises(UsageError, match="there are 2 inputs"):
-        find(inputs, None, "input")
+    unnamed = End(Net().tensor("", (1,)), (0, 0), [], 3, set())
+    with pytest.raises(UsageError, match="there are 2 inputs; say which: 'x', #3"):
+        find([inputs[0], unnamed], None, "input")
 
 
 def test_a_tensor_that_is_given_twice_is_found_by_each_of_its_names() -> None:

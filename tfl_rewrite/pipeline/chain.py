@@ -243,8 +243,6 @@ class _Work:
         if len(models) == 2:
             second = ends_of(models[1], takes[1], outputs=False, number=1)
             links = links_of(ends_of(models[0], gives, outputs=True), second, self.options.connect, first)
-            if not links:
-                raise UsageError("nothing is connected", remedy="say --connect OUTPUT=INPUT")
             if min(links.values()) >= len(gives) and not self.options.keep_outputs:
                 raise UsageError("the second takes nothing that the first gives", remedy="say --keep-outputs")
         elif self.options.connect:
