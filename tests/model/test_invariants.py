@@ -279,3 +279,41 @@ def test_tensors_of_blockwise_scales_are_given() -> None:
     source, weights, middle, target = graph_of(model).tensors
     target.quantization = Quantization(scales_tensor=weights, zero_points_tensor=middle)
     assert Graph.of(model).given == {id(source), id(weights), id(middle)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "scales", "dimension", "said"),
+    [
+        ((2, 2), None, 0, ""),
+        ((2, 2), None, 1, ""),
+        ((2, 2), None, 2, ""),
+        ((2, 2), 1, 1, ""),
+        ((2, 2), 1, -1, "quantized_dimension -1 is out of range"),
+        ((), None, 0, ""),
+        (None, 1, 0, ""),
+        (None, 1, 1, "quantized_dimension 1 is out of range"),
+        ((2, 2), 2, 1, ""),
+        ((2, 2), 2, 2, "quantized_dimension 2 is out of range for 2 dimensions"),
+        ((2, 2), 3, 1, "has 3 scales for a dimension of 2"),
+        (None, 2, 0, "quantized_dimension 0 is out of range for 0 dimensions"),
+    ],
+)
+def test_scales_lie_along_an_axis_that_is_there(
+    shape: tuple[int, ...] | None, scales: int | None, dimension: int, said: str
+) -> None:
+    model = sound_model()
+    middle = graph_of(model).operators[0].outputs[0]
+    assert middle is not None
+    middle.shape = shape
+    if scales is None:
+        middle.quantization = Quantization(None, None, dimension)
+    else:
+        quantize(middle, scales, scales, dimension)
+    found = [str(item) for item in problems(model)]
+    assert len(found) == bool(said) and all(line.endswith(said) for line in found), found
+
+
+def test_one_scale_for_all() -> None:
+    made = Quantization.single(0.5, 3)
+    assert made.scale is not None and made.scale.tolist() == [0.5]
+    assert made.zero_point is not None and made.zero_point.tolist() == [3] and made.dimension == 0

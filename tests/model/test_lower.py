@@ -46,6 +46,27 @@ def test_an_empty_vector_is_no_second_place_of_bytes_that_lie_elsewhere() -> Non
     assert buffer.outside and buffer.nbytes == 4
 
 
+def test_bytes_that_lie_elsewhere_end_with_the_file() -> None:
+    def root(size: int) -> Record:
+        buffers = [make("Buffer"), make("Buffer", offset=8, size=size)]
+        return make("Model", version=3, subgraphs=[make("SubGraph")], buffers=buffers)
+
+    left = len(written(root(4))) - 8
+    assert read_again(root(left)).buffers[1].nbytes == left
+    with pytest.raises(FormatError, match="reach past the end of the file"):
+        read_again(root(left + 1))
+
+
+def test_a_tensor_needs_the_buffer_that_it_names() -> None:
+    def root(buffer: int) -> Record:
+        graph = make("SubGraph", tensors=[make("Tensor", buffer=buffer)], operators=[])
+        return make("Model", version=3, subgraphs=[graph])
+
+    assert read_again(root(0)).subgraphs[0].tensors[0].buffer.blob is None
+    with pytest.raises(FormatError, match="the model has no buffers"):
+        read_again(root(1))
+
+
 def test_bytes_that_are_taken_away_leave_no_vector() -> None:
     model = model_of_buffers(make("Buffer", data=ScalarVector.of(UINT8, [1, 2])))
     model.buffers[1].blob = None

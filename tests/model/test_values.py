@@ -12,7 +12,7 @@ from tfl_rewrite import Judging, Model, UnsupportedError, UsageError, load, run,
 from tfl_rewrite import rewrite as rewritten
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Tensor
-from tfl_rewrite.model.values import bytes_of
+from tfl_rewrite.model.values import bytes_of, packed_nbytes
 from tfl_rewrite.passes import QuantizeWeights
 
 
@@ -92,6 +92,11 @@ def test_nibbles_hold_sixteen_values_with_or_without_a_sign() -> None:
         for wrong in beyond:
             with pytest.raises(UsageError, match=f"{name} holds {least} to {least + 15}"):
                 bytes_of(np.array([wrong], kind), row.value, (1,))
+
+
+def test_packed_elements_fill_whole_bytes() -> None:
+    assert [packed_nbytes(count, 2) for count in (0, 1, 4, 5)] == [0, 1, 1, 2]
+    assert [packed_nbytes(count, 4) for count in (1, 2, 3)] == [1, 1, 2] and packed_nbytes(3, 8) == 3
 
 
 def test_a_tensor_says_what_it_is() -> None:
