@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,6 +187,12 @@ def test_the_input_may_be_replaced_while_it_is_mapped(fixtures: Path, tmp_path: 
     # The model goes on living on the bytes that it was loaded from.
     tfl_rewrite.save(model, tmp_path / "again.tflite")
     assert (tmp_path / "again.tflite").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("passes", [["dedup"], [QuantizeWeights], QuantizeWeights(), "dedup", None])
+def test_what_is_no_list_of_passes(fixtures: Path, passes: Any) -> None:
+    with pytest.raises(UsageError, match="are no passes"):
+        tfl_rewrite.rewrite(fixtures / "dense.tflite", passes=passes, judging=Judging(mode="off"))
 
 
 def test_check_lists_what_the_runtime_refuses(fixtures: Path) -> None:

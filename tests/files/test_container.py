@@ -23,6 +23,7 @@ from tfl_rewrite.model.blob import MemorySink, OwnedBlob
 from tfl_rewrite.model.ir import Buffer, Metadata
 from tfl_rewrite.work import Work
 
+from ..helpers import FIXTURES
 from ..nets import Net
 
 MEMBERS = {"labels.txt": b"cat\ndog\n", "ü/vocab.txt": bytes(range(256)), "empty": b""}
@@ -455,3 +456,23 @@ def test_metadata_of_unknown_meaning_may_address_bytes(fixtures: Path, name: str
     origin = origin_of(Source(Container.of_bytes(data)).model())
     assert origin is not None and origin.dead
     assert [refusal.where for refusal in origin.refusals] == ([f"metadata {name}"] if refused else [])
+
+
+def test_a_model_outlives_what_is_written_into_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.tflite"
+    data = (FIXTURES / "dense.tflite").read_bytes()
+    path.write_bytes(data)
+    model = load(path)
+    with path.open("wb") as file:
+        file.write(model.to_bytes())
+    assert path.read_bytes() == data
+    monkeypatch.setattr("tfl_rewrite.files.source._MOST_READ", 100)
+    mapped = load(path)
+    path.write_bytes(b"")
+    with pytest.raises(FileAccessError, match="was changed while it was being read"):
+        mapped.to_bytes()
+    with pytest.raises(FileAccessError, match="was changed while it was being read"):
+        save(mapped, tmp_path / "out.tflite")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.tflite"]

@@ -249,3 +249,12 @@ def test_more_samples_than_anybody_runs(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["verify", DENSE, DENSE, "--inputs", str(tmp_path / "in.npz")]) == 2
     assert "holds 100,001 samples, more than 100,000" in capsys.readouterr().err
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started < 300_000
+
+
+@pytest.mark.parametrize("kind", [">f4", ">i8", ">U3", "<f4"])
+def test_numbers_of_another_byte_order(tmp_path: Path, kind: str) -> None:
+    """What runs a model takes the bytes as they are."""
+    values = np.array([[1, 2], [3, 4]]).astype(kind)
+    np.savez(tmp_path / "x.npz", x=values)
+    read = read_npz(tmp_path / "x.npz")["x"]
+    assert read.dtype.isnative and (read == values).all()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from typing import Any, ClassVar, Protocol
 
-from tfl_rewrite.errors import InvariantError
+from tfl_rewrite.errors import InvariantError, UsageError
 from tfl_rewrite.flatbuf.writer import Packing
 from tfl_rewrite.judge.counterparts import Counterparts
 from tfl_rewrite.model.invariants import broken
@@ -354,8 +354,11 @@ def with_packing(results: Sequence[PassResult], saved: int) -> list[PassResult]:
 
 
 def expanded(passes: Iterable[Pass]) -> list[Pass]:
-    """Returns the passes with those that consist of others in parts."""
-    return [part for item in passes for part in item.parts()]
+    """Returns the passes with those that consist of others in parts; UsageError where something is none."""
+    given: list[Any] = [*passes] if isinstance(passes, Iterable) else [None]
+    if not all(isinstance(item, Pass) for item in given):
+        raise UsageError(f"{passes!r:.60} are no passes", remedy="give such as passes=[QuantizeWeights()]")
+    return [part for item in given for part in item.parts()]
 
 
 def run_passes(model: Model, passes: Sequence[Pass], context: Context | None = None) -> list[PassResult]:

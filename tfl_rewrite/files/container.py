@@ -30,9 +30,10 @@ _EMPTY, _AGAIN = "the file is empty", "fetch it again; the download may not have
 
 
 class Container:
-    """A mapped input file.
+    """A mapped input file, or one that was read whole.
 
-    The map, and every view on it, stays valid after the file is replaced on disk.
+    The map, and every view on it, stays valid after the file is replaced on disk; not after it is cut short
+    in its place: the system ends whoever reads on.
 
     Attributes:
         path: As given.
@@ -59,8 +60,8 @@ class Container:
             self._state = kept, opened[1]
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Container:
-        """Maps a file.
+    def open(cls, path: str | os.PathLike[str], *, most_read: int = 0) -> Container:
+        """Maps a file; one of at most ``most_read`` bytes is read, so that nobody who writes into it matters.
 
         Raises:
             FileAccessError: It cannot be opened.
@@ -83,8 +84,10 @@ class Container:
                 state = _state(file.fileno())
                 if not state[0]:
                     raise FormatError(_EMPTY, file=name, remedy=_AGAIN)
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                return cls(name, memoryview(mapped), mapped, (file.fileno(), state))
+                small = state[0] <= most_read
+                mapped = None if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                data = memoryview(file.read() if mapped is None else mapped)
+                return cls(name, data, mapped, (file.fileno(), state))
         except OSError as error:
             raise FileAccessError(f"cannot read: {error.strerror or error}", file=name) from error
 
@@ -131,20 +134,23 @@ class Container:
     @property
     def on_disk(self) -> bool:
         """Whether it is a file that was opened by its path."""
-        return self._map is not None
+        return self._state is not None
 
     @property
     def nbytes(self) -> int:
         """Size of the file."""
         return len(self.data)
 
-    def ensure_unchanged(self) -> None:
+    def ensure_unchanged(self, *, as_read: bool = False) -> None:
         """Checks that nobody wrote into the file since it was opened; that it was replaced is no matter.
+
+        Nor is anything, with ``as_read``, of a file that was read whole.
 
         Raises:
             FileAccessError: Its size or the time of its last change is another one.
         """
-        if self._state is not None and _state(self._state[0]) != self._state[1]:
+        kept = None if as_read and self._map is None else self._state
+        if kept is not None and _state(kept[0]) != kept[1]:
             raise FileAccessError(
                 "was changed while it was being read",
                 file=self.path,

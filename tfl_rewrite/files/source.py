@@ -53,6 +53,8 @@ _METADATA = frozenset(
     }
 )
 """Entries whose content is known: no positions in the file."""
+_MOST_READ = 64 << 20
+"""Files that a caller loads are read whole up to here: ``open(path, "wb")`` empties one that is read on."""
 _CONTENT = ((b"PK\x03\x04", "a ZIP archive"), (b"PK\x05\x06", "a ZIP archive"), (b"TFL3", "another model"))
 
 
@@ -162,6 +164,7 @@ class Source(os.PathLike[str]):
 
     def to_bytes(self, model: Model) -> bytes:
         """Returns the file of a model that was built here, as it is now; see :meth:`Model.to_bytes`."""
+        self.container.ensure_unchanged(as_read=True)
         return planned(model, self).to_bytes()
 
     def model(self) -> Model:
@@ -346,7 +349,8 @@ def _within(number: int, ranges: Ranges) -> bool:
 def load(source: ModelLike) -> Model:
     """Reads a ``.tflite`` file.
 
-    A file that is given by its path is mapped, not copied: constants are read when they are used.
+    A large file that is given by its path is mapped, not copied: constants are read when they are used. Until
+    then nobody may write into it; to replace it, as :func:`save` does, is no matter.
 
     Args:
         source: A path, bytes, a file open for reading, or a model, of which this makes another.
@@ -361,6 +365,8 @@ def load(source: ModelLike) -> Model:
         >>> [operator.code.name for operator in model.subgraphs[0].operators][-2:]
         ['FULLY_CONNECTED', 'SOFTMAX']
     """
+    if isinstance(source, (str, os.PathLike)) and not isinstance(source, Source):
+        return Source(Container.open(source, most_read=_MOST_READ)).model()
     return Source.of(source).model()
 
 
@@ -405,12 +411,14 @@ def save(
         >>> tfl_rewrite.save(model, "described.tflite") > 0
         True
     """
-    made = layout(model, packing=packing)
     origin = origin_of(model)
+    if origin is not None:
+        origin.container.ensure_unchanged(as_read=True)
+    made = layout(model, packing=packing)
     access = PLAIN if origin is None else access_of(origin.container.path)
     with atomic_write(target, force=force, nbytes=made.nbytes, access=access) as output:
         made.write_to(output.sink)
         if origin is not None:
-            origin.container.ensure_unchanged()
+            origin.container.ensure_unchanged(as_read=True)
         output.publish()
     return made.nbytes

@@ -192,4 +192,5 @@ def _unpacked(archive: zipfile.ZipFile, member: _Member) -> Array:
         array: Array = np.lib.format.read_array(stream, allow_pickle=False)
         # The checksum is looked at where the member ends.
         stream.read(1)
-    return array
+    # Whoever runs a model is given the bytes as they are.
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

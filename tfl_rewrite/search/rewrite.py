@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeGuard
 
-from tfl_rewrite.editing.base import Effect, Pass
+from tfl_rewrite.editing.base import Effect, Pass, expanded
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.source import ModelLike, Source
 from tfl_rewrite.judge.settings import Judging
@@ -59,7 +59,7 @@ def rewrite(
     plan = Plan(
         source=source if isinstance(source, (str, os.PathLike)) else Source.of(source),
         target=target,
-        passes=tuple(passes),
+        passes=tuple(expanded(passes)),
         settings=judging or Judging(),
         force=force,
         dry_run=dry_run,
