@@ -121,6 +121,22 @@ def test_resources_of_one_name_are_kept_apart() -> None:
     assert [item.option("shared_name") for item in handles] == ["state", "b/state"] and len(notes) == 1
 
 
+def test_tables_get_numbers_that_no_other_has() -> None:
+    models = []
+    for _ in range(2):
+        net = Net()
+        for number in (7, 8):
+            net.add("HASHTABLE", [], f"handle{number}", (), dtype=np.int32)
+            options = new_record("HashtableOptions").replace(table_id=number, key_dtype=4, value_dtype=2)
+            net.graph.operators[-1].options = options
+        net.output(net.add("NEG", [net.input("x", (1, 4))], "y", (1, 4)))
+        models.append(net.model)
+    pieces = [Piece("a", models[0], ((OUTSIDE, 0),)), Piece("b", models[1], ((0, 0),))]
+    model, notes = merge(pieces, [(1, 0)])
+    tables = [item for item in model.subgraphs[0].operators if item.code.name == "HASHTABLE"]
+    assert [item.option("table_id") for item in tables] == [7, 8, 9, 10] and len(notes) == 2
+
+
 def test_weights_beside_a_model_are_refused() -> None:
     model = double()
     model.external_groups.append(ExternalGroup("weights.bin"))

@@ -249,33 +249,38 @@ class _Merger:
 
     def _name_resources(self) -> None:
         """Keeps variables and tables of different models apart."""
-        taken: dict[tuple[object, ...], int] = {}
-        for number, piece in enumerate(self.pieces):
-            renamed: dict[tuple[object, ...], object] = {}
-            operators = [*piece.model.subgraphs[0].operators]
-            operators += [item for subgraph in piece.model.subgraphs[1:] for item in subgraph.operators]
-            for operator in operators:
-                names = row_of(operator).handle if operator.code.custom is None else ()
-                if not names:
-                    continue
-                key = (operator.code.builtin, *(operator.option(name) or "" for name in names))
-                if taken.setdefault(key, number) == number:
-                    continue
-                if operator.options is None:
-                    raise UnsupportedError(
-                        f"a resource of {piece.name} has no name, as one of another model",
-                        remedy="what both keep would be one",
-                    )
-                field = next((name for name in names if isinstance(operator.option(name), int)), names[-1])
-                if key not in renamed:
-                    renamed[key] = self._other(operator.option(field), piece.name, taken)
-                operator.options = operator.options.replace(**{field: renamed[key]})
-                self.notes.append(f"a resource of {piece.name} has another name: {renamed[key]}")
+        owners: dict[tuple[object, ...], int] = {}
+        found = [
+            (number, operator, (operator.code.builtin, *(operator.option(name) or "" for name in names)))
+            for number, piece in enumerate(self.pieces)
+            for subgraph in piece.model.subgraphs
+            for operator in subgraph.operators
+            if operator.code.custom is None and (names := row_of(operator).handle)
+        ]
+        renamed: dict[tuple[object, ...], object] = {}
+        # What no model has, nor gets.
+        used = {item for _, _, key in found for item in key[1:]}
+        for number, operator, key in found:
+            if owners.setdefault(key, number) == number:
+                continue
+            piece, names = self.pieces[number], row_of(operator).handle
+            if operator.options is None:
+                raise UnsupportedError(
+                    f"a resource of {piece.name} has no name, as one of another model",
+                    remedy="what both keep would be one",
+                )
+            field = next((name for name in names if isinstance(operator.option(name), int)), names[-1])
+            if (number, key) not in renamed:
+                other = renamed[(number, key)] = _other(operator.option(field), piece.name, used)
+                used.add(other)
+                self.notes.append(f"a resource of {piece.name} has another name: {other}")
+            operator.options = operator.options.replace(**{field: renamed[(number, key)]})
 
-    def _other(self, value: object, prefix: str, taken: dict[tuple[object, ...], int]) -> object:
-        if isinstance(value, int):
-            return 1 + max((item for key in taken for item in key[1:] if isinstance(item, int)), default=0)
-        return f"{prefix}/{value or ''}"
+
+def _other(value: object, prefix: str, used: set[object]) -> object:
+    if isinstance(value, int):
+        return 1 + max((item for item in used if isinstance(item, int)), default=0)
+    return _free(f"{prefix}/{value or ''}", [str(item) for item in used])
 
 
 def _free(name: str, taken: Container[str | None]) -> str:
