@@ -134,3 +134,26 @@ def test_unlike_parts_inside_share_their_scale() -> None:
         "CONCATENATION",
         "ABS",
     ]
+
+
+def test_what_is_the_same_in_all_samples_is_no_range() -> None:
+    """A gate that no sample opens: as integers it would stay all but shut for whoever opens it."""
+    net = Net()
+    source = net.input("in", (1, 4))
+    gate = net.add("RELU", [source], "gate", (1, 4))
+    gated = net.add("MUL", [gate, source], "gated", (1, 4))
+    net.output(net.add("ADD", [gated, source], "out", (1, 4)))
+    net.output(net.add("LOGISTIC", [source], "plain", (1, 4)))
+    seen = {
+        "in": (-2.0, -1.0),
+        "gate": (0.0, 0.0),
+        "gated": (0.0, 0.0),
+        "out": (-2.0, -1.0),
+        "plain": (0.1, 0.3),
+    }
+    ranges = {id(item): seen[item.name] for item in net.model.subgraphs[0].tensors}
+    modes = IntegerPlan(net.model, lambda _: 8, ranges).modes
+    kinds = [item.code.name for item in net.graph.operators if modes.width(item)]
+    assert kinds == ["LOGISTIC"]
+    told = "'gate' is 0 in all samples: what else it may hold is not known"
+    assert modes.reasons[id(net.graph.operators[0])] == told

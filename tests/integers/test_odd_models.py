@@ -33,7 +33,7 @@ def test_what_is_computed_has_bytes_in_the_file() -> None:
     net = Net()
     hidden = net.add("RELU", [net.input("in", (1, 4))], "hidden", (1, 4))
     net.output(net.add("ABS", [hidden], "out", (1, 4)))
-    hidden.buffer = net.buffer(bytes(16))
+    hidden.buffer = net.buffer(np.arange(4, dtype=np.float32).tobytes())
     quantized(net.model)
     assert hidden.dtype_name == "INT8" and hidden.buffer.blob is None
 

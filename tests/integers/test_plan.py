@@ -194,9 +194,9 @@ def test_weights_of_one_buffer_are_rounded_once_for_all_who_read_them() -> None:
 def test_bytes_that_are_no_constant_are_not_frozen() -> None:
     net = Net()
     source = net.input("in", (1, 4))
-    source.buffer = net.buffer(np.ones(4, np.float32).tobytes())
+    source.buffer = net.buffer(np.arange(4, dtype=np.float32).tobytes())
     made = net.add("RELU", [source], "made", (1, 4))
-    made.buffer = net.buffer(np.ones(4, np.float32).tobytes())
+    made.buffer = net.buffer(np.arange(4, dtype=np.float32).tobytes())
     net.output(net.add("ABS", [made], "out", (1, 4)))
     net.output(made)
     assert converted(net, plan_of(net)) == 3

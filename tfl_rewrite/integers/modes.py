@@ -273,6 +273,9 @@ def _obstacle(operator: Operator, graph: Graph, ranges: Mapping[int, Range], dev
             return f"{tensor.name!r} is not finite"
         if max(map(abs, seen)) > _LARGEST:
             return f"{tensor.name!r} holds numbers above 2^100"
+        if seen[0] == seen[1] and not graph.is_constant(tensor):
+            # On any other value its integers would saturate, and no sample shows that.
+            return f"{tensor.name!r} is {seen[0]:g} in all samples: what else it may hold is not known"
     if (
         row.squashes is Squash.ROWS
         and _is_mask(inputs[0][1], ranges)
