@@ -90,7 +90,7 @@ class EnumSpec:
 
     def name_of(self, value: int) -> str:
         """Returns the member's name, or the number as text where the schema has no name for it."""
-        return self.names.get(value, str(value))
+        return self.names.get(value) or str(value)
 
 
 @frozen(eq=False)

@@ -34,6 +34,7 @@ def new_record(table: str) -> Record:
     return Record(schema().tables[table])
 
 
+@lru_cache(maxsize=1024)
 def operator_name(code: int) -> str:
     """Returns the name of a builtin operator, or its number as text."""
     return schema().enums["BuiltinOperator"].name_of(code)

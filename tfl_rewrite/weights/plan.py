@@ -403,7 +403,8 @@ class WeightPlan:
                 continue
             if item.is_weight and blob is not None and (axes := self.axes.axes(item)):
                 channels = Channels.along(item.shape, axes[0])
-                wanted.setdefault((blob.identity, channels), (item, channels))
+                if not self.magnitudes.knows(item, channels):
+                    wanted.setdefault((blob.identity, channels), (item, channels))
         rows = list(wanted.values())
         nbytes = sum(item.stored.buffer.nbytes for item, _ in rows)
         current().each(lambda row: self.magnitudes.of(*row), rows, nbytes=nbytes)
@@ -418,7 +419,10 @@ class WeightPlan:
             stage.tick(made.item.stored.buffer.nbytes)
             return largest
 
+        # Threads take longer to start than to look up what was read before.
+        new = [made for made in decisions if not self.magnitudes.knows(made.item, made.channels)]
+        nbytes = sum(made.item.stored.buffer.nbytes for made in new)
         with np.errstate(invalid="ignore"):
-            for made, largest in zip(decisions, work.each(measure, decisions, nbytes=total), strict=True):
+            for made, largest in zip(decisions, work.each(measure, decisions, nbytes=nbytes), strict=True):
                 if not np.isfinite(largest).all():
                     self.blocked[id(made.item)] = ("not-finite", "it holds NaN or infinite values")

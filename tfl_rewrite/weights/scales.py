@@ -73,14 +73,21 @@ class Magnitudes:
             :func:`tfl_rewrite.numerics.symmetric.absmax`.
         noise: The error that rounding to the nearest leaves; see :meth:`ScaleAxes.noise`.
         clipped: Scales of least squared error, by :attr:`Work.content`.
+        prices: What a byte is worth in error; see :class:`ScaleAxes`.
     """
 
     known: dict[tuple[object, Channels], Float32] = field(default_factory=dict)
     energy: dict[tuple[object, Channels], Float64] = field(default_factory=dict)
     noise: dict[tuple[object, ...], float] = field(default_factory=dict)
     clipped: dict[object, Float32] = field(default_factory=dict)
+    prices: dict[object, float] = field(default_factory=dict)
     _finer: dict[object, tuple[Float32, Float64]] = field(default_factory=dict)
     _held: dict[object, Blob] = field(default_factory=dict)
+
+    def knows(self, item: Candidate, channels: Channels) -> bool:
+        """Whether they were read before."""
+        blob = item.stored.buffer.blob
+        return blob is not None and (blob.identity, channels) in self.known
 
     def of(self, item: Candidate, channels: Channels) -> Float32:
         """Returns the largest magnitude of each channel, float32 ``[channels]``."""
@@ -121,6 +128,7 @@ class ScaleAxes:
     magnitudes: Magnitudes
     _prices: dict[StorageForm, float] = field(default_factory=dict)
     _counts: Counter[int] = field(default_factory=Counter)
+    _outputs: dict[int, list[int]] = field(default_factory=dict)
 
     def best(self, item: Candidate, form: StorageForm, options: Mapping[Channels, int]) -> Channels:
         """Returns the option of which error, and bytes at what they are worth, are least together.
@@ -175,18 +183,18 @@ class ScaleAxes:
             self._counts.update(
                 count
                 for item in self.candidates.values()
-                for count in {item.shape[axis] for axis in _output_axes(item)}
+                for count in {item.shape[axis] for axis in self._output_axes(item)}
             )
         return max(1, self._counts[count])
 
     def shared(self, item: Candidate, count: int) -> int:
         """Returns among how many constants the zero points of one are divided, with so many scales."""
-        return self.sharing(count) if _output_axes(item) else 1
+        return self.sharing(count) if self._output_axes(item) else 1
 
     def axes(self, item: Candidate) -> list[int]:
         """Returns the axes along which scales make sense: those of outputs, or the outer ones of others."""
         rank = len(item.shape)
-        found = _output_axes(item) or list(dict.fromkeys((0, rank - 1)))
+        found = self._output_axes(item) or list(dict.fromkeys((0, rank - 1)))
         return [axis for axis in found if 0 <= axis < rank and item.shape[axis] > 1]
 
     def noise(self, item: Candidate, channels: Channels, form: StorageForm) -> float:
@@ -196,7 +204,7 @@ class ScaleAxes:
         """
         blob = item.stored.buffer.blob
         assert blob is not None
-        axis = next(iter(_output_axes(item)), None)
+        axis = next(iter(self._output_axes(item)), None)
         key = (blob.identity, item.shape, axis, channels, form.levels)
         found = self.magnitudes.noise.get(key)
         if found is None:
@@ -205,16 +213,32 @@ class ScaleAxes:
             self.magnitudes.noise[key] = found
         return found
 
+    def _output_axes(self, item: Candidate) -> list[int]:
+        """Returns the axes of a weight whose slices each add to an output; none for other constants."""
+        found = self._outputs.get(id(item))
+        if found is None:
+            found = self._outputs[id(item)] = _output_axes(item)
+        return found
+
     def _price(self, form: StorageForm) -> float:
         """Returns how much error rounding all constants puts on for each byte that it saves."""
         found = self._prices.get(form)
         if found is None:
             items = list(self.candidates.values())
-            nbytes = sum(item.stored.buffer.nbytes for item in items)
-            error = sum(current().each(lambda item: self._least(item, form), items, nbytes=nbytes))
-            saved = nbytes - sum(form.data_nbytes(item.elements) for item in items)
-            found = self._prices[form] = error / max(1, saved)
+            key = (form, *(self._told(item) for item in items))
+            found = self.magnitudes.prices.get(key)
+            if found is None:
+                nbytes = sum(item.stored.buffer.nbytes for item in items)
+                error = sum(current().each(lambda item: self._least(item, form), items, nbytes=nbytes))
+                saved = nbytes - sum(form.data_nbytes(item.elements) for item in items)
+                found = self.magnitudes.prices[key] = error / max(1, saved)
+            self._prices[form] = found
         return found
+
+    def _told(self, item: Candidate) -> object:
+        """Returns what the error of a constant depends on besides its encoding."""
+        blob = item.stored.buffer.blob
+        return None if blob is None else blob.identity, item.shape, tuple(self._output_axes(item))
 
     def _least(self, item: Candidate, form: StorageForm) -> float:
         """Returns the error with as many scales as make sense and still save bytes."""
