@@ -78,7 +78,7 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     if found is not None:
         share = found.nbytes / before if before else 1.0
         names = f"{safe(report.source)} -> {safe(report.target)}"
-        lines.append(f"{names}: {before:,} -> {found.nbytes:,} bytes ({share:.1%})")
+        lines.append(f"{names}: {before:,} -> {found.nbytes:,} bytes ({100 * share:.1f} %)")
         if not report.units and not found.activations and len(report.curve) < 2:
             lines.append("no constant can be stored otherwise: nothing to do but what loses nothing")
     lines.append(f"searched with {report.split.text}; {report.files} files were run")
