@@ -530,7 +530,8 @@ class Quantize(Pass):
         if is_mixed:
             told += f"have 16 bits: {kept} and 16 bits {found.widest:.1f}"
         else:
-            told += f"stay float, since {self.activations} alone was refused (see --no-rescue): {kept}"
+            other = "; --activations mixed has 16 bits for such" if self.activations == "int8" else ""
+            told += f"stay float, since {self.activations} alone was refused (see --no-rescue{other}): {kept}"
         return mixture.wanted(found.wide), is_mixed and search.is_widest(found), [told]
 
     def _hybrid(self, model: Model, operators: list[Operator], context: Context) -> list[Operator]:
