@@ -242,8 +242,8 @@ class Partition:
     def _check(self, wanted: int) -> None:
         if len(self.places) >= wanted:
             return
-        why = next(iter(self.reasons.values()), "")
-        told = f": {why}" if why else ""
+        operators = "1 operator" if len(self.line) == 1 else f"{len(self.line)} operators"
+        told = f": {next(iter(self.reasons.values()), f'it has {operators}')}"
         places = "1 place" if len(self.places) == 1 else f"{len(self.places)} places"
         raise UnsupportedError(
             f"the main subgraph can be cut at {places}, not at {wanted}{told}",
