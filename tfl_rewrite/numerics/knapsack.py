@@ -4,6 +4,10 @@ Rounding noises of different constants are nearly independent, so the noise that
 up. What is left is a knapsack with one bound for each output. Its Lagrangian is solved by bisection on the
 price of noise (Everett 1963, https://doi.org/10.1287/opre.11.3.399), outputs weighted so that the tightest
 one counts; then the slack that the bisection leaves is used up by single steps.
+
+No price gives what lies between two choices of a unit that holds most of the bytes. With few units all that
+may be cheaper than that is gone through, unit by unit; of partial choices whose noises are nearly the same
+the cheapest goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +21,10 @@ Float64 = npt.NDArray[np.float64]
 
 _WEIGHINGS = 8
 _BISECTIONS = 40
+_FEW = 16
+"""Units, of which partial choices are gone through."""
+_CELLS, _MOST = 64, 4096
+"""Noises of partial choices are the same to so many parts of what is allowed; so many choices go on."""
 
 
 def solve(costs: Float64, noises: Float64, allowed: float) -> list[int]:
@@ -52,7 +60,32 @@ def solve(costs: Float64, noises: Float64, allowed: float) -> list[int]:
             break
         # What the worst output suffers counts more next time.
         weight *= np.maximum(total / total.max(), 1e-3) ** 0.5
-    return [0] * len(costs) if best is None else [int(index) for index in best]
+    if best is None:
+        return [0] * len(costs)
+    if len(costs) <= _FEW:
+        best = _cheaper(costs, noises, allowed, best_cost, best)
+    return [int(index) for index in best]
+
+
+def _cheaper(
+    costs: Float64, noises: Float64, allowed: float, cost: float, picked: npt.NDArray[np.intp]
+) -> npt.NDArray[np.intp]:
+    """Returns a choice that costs less than one that is known, or that one."""
+    spent, noise, made = np.zeros(1), np.zeros((1, noises.shape[2])), np.zeros((1, 0), np.intp)
+    # What the units that follow cost at least.
+    rest = np.append(np.cumsum(costs.min(axis=1)[::-1])[::-1], 0.0)[1:]
+    for unit, (prices, own) in enumerate(zip(costs, noises, strict=True)):
+        sums, total = (spent[:, None] + prices).reshape(-1), (noise[:, None] + own).reshape(-1, own.shape[1])
+        may = np.flatnonzero((total.max(axis=1) <= allowed) & (sums + rest[unit] < cost))
+        may = may[np.argsort(sums[may], kind="stable")]
+        cells = np.floor(total[may] * (_CELLS / max(allowed, 1e-300)))
+        may = may[np.sort(np.unique(cells, axis=0, return_index=True)[1])[:_MOST]]
+        if not len(may):
+            return picked
+        made = np.column_stack([made[may // len(prices)], may % len(prices)])
+        spent, noise = sums[may], total[may]
+    found: npt.NDArray[np.intp] = made[0]
+    return found
 
 
 def _picked(costs: Float64, noises: Float64, price: Float64) -> npt.NDArray[np.intp]:
