@@ -197,6 +197,36 @@ def test_what_cannot_be_run_by_itself_is_named(tmp_path: Path) -> None:
     assert verify(before, before).status == "pass"
 
 
+def sides(path: Path, taken: np.ndarray, other: np.ndarray) -> Path:
+    """SELECT, both sides of which are computed, and of which made samples take one only."""
+    model = tiny_models.TinyModel()
+    main = model.graph()
+    x = main.input("x", "float32", [1, SIZE])
+    axis = main.tensor("axis", "int32", [1], data=[1])
+    limit = main.tensor("limit", "float32", [1], data=[1e6])
+    total, truth = main.tensor("sum", "float32", [1]), main.tensor("truth", "bool", [1])
+    main.op("SUM", [x, axis], [total])
+    main.op("LESS", [total, limit], [truth])
+    y = main.tensor("y", "float32", [1, SIZE])
+    main.op("SELECT", [truth, layer(main, x, taken, "usual"), layer(main, x, other, "rare")], [y])
+    main.outputs = [y]
+    return model.write(path)
+
+
+def test_a_constant_that_became_something_else_unseen(tmp_path: Path) -> None:
+    before = sides(tmp_path / "a.tflite", weights(0), weights(1))
+    row = weights(1)
+    row[3] = 0
+    verdict = verify(before, sides(tmp_path / "b.tflite", weights(0), row))
+    assert verdict.status == "unverified" and verdict.cause == "unreached"
+    assert "no sample shows it: 'rare/w'" in verdict.reasons[0]
+    near = weights(1) * np.float32(1.3)
+    assert verify(before, sides(tmp_path / "c.tflite", weights(0), near)).status == "pass"
+    # What the outputs show is judged by them, however large it is.
+    shown = sides(tmp_path / "d.tflite", weights(0) * np.float32(-1), weights(1))
+    assert verify(before, shown).status == "fail"
+
+
 def test_nan_says_nothing(tmp_path: Path) -> None:
     before = dense(tmp_path / "a.tflite", weights(0), after="LOG", bias=-1e9)
     verdict = verify(before, dense(tmp_path / "b.tflite", weights(0) * 0, after="LOG", bias=-1e9))

@@ -189,8 +189,8 @@ class Verdict(JsonData):
             file (``fail``): ``error`` (the runtime refused it), ``crash``, ``timeout``, ``memory``, ``disk``
             (outputs or temporary files took too much of it), or ``unrepeatable`` outputs. ``interface``,
             ``outputs``: they differ. ``kernels``: the original differs as much from itself between kernels.
-            ``nothing``: there is no output that says anything. ``unreached``: constants that changed were
-            not read on any sample. ``unlike``: outputs differ on samples that the file was not made for.
+            ``nothing``: there is no output that says anything. ``unreached``: no sample shows that
+            constants changed. ``unlike``: outputs differ on samples that the file was not made for.
         judge: The interpreter; None when none came to run.
         sample_source: ``real``, ``made``, or ``mixed`` when files cover only some signatures.
         sample_count: Calls that were compared, over all entry points.
@@ -321,7 +321,7 @@ class Verdict(JsonData):
         return max(found, default=0.0) if self.measured else math.inf
 
 
-_LOST = {"unreached": "no sample entered it, and it cannot be judged by itself"}
+_LOST = {"unreached": "no sample shows what changed in it, and it cannot be judged by itself"}
 # Its outputs were compared; which of them say nothing is told output by output.
 _JUDGED = ("nothing", "kernels", "unrepeatable", "unlike")
 

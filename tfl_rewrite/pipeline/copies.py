@@ -8,20 +8,29 @@ A judge that runs two files does not see which subgraphs its samples entered of 
 the branches of IF, the body of WHILE, what a composite stands for. Those are found whose content changed
 (:func:`changed_bodies`), copies tell whether anything depends on them (:func:`poisoned`), and each can be cut
 out as a model of its own (:func:`cut_out`).
+
+Of what every call computes, samples may show nothing, either: the side of a SELECT that none takes. Copies of
+the original with one constant of the other file (:func:`with_constant`) tell so of those that became
+something else (:func:`lost_constants`).
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.files.source import load, save
 from tfl_rewrite.integers.convert import type_change
+from tfl_rewrite.integers.reals import real_values
+from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import DEQUANTIZE, MEAN, SUB, row_of
 from tfl_rewrite.model import dtypes
@@ -32,6 +41,9 @@ from tfl_rewrite.model.likeness import same_bytes, subgraph_pairs, tensor_labels
 
 MANY_DECISIONS = 100
 """Made at each call, of which the outputs themselves tell how noise changes those that are not sure."""
+
+_LOST = 0.5
+"""Of the power of a row: no rounding errs by as much where a row has a scale that suits it."""
 
 _NAN = {"FLOAT32": b"\x00\x00\xc0\x7f", "FLOAT16": b"\x00\x7e", "BFLOAT16": b"\xc0\x7f"}
 _TURNED = ("INT8", "UINT8", "INT16", "INT4", "INT2")
@@ -144,8 +156,7 @@ def changed_bodies(one: Model, two: Model) -> list[Body]:
     """Returns the bodies whose constants or operators are not the same in both files."""
     if len(one.subgraphs) == 1:
         return []
-    entered = {id(model.subgraphs[0]) for model in (one, two)}
-    entered |= {id(item.subgraph) for model in (one, two) for item in model.signatures}
+    entered = _entered(one, two)
     places = {id(graph): number for model in (one, two) for number, graph in enumerate(model.subgraphs)}
     found = []
     for left, right in subgraph_pairs(one, two):
@@ -159,6 +170,12 @@ def changed_bodies(one: Model, two: Model) -> list[Body]:
             label = _label(one, left)
             found.append(Body(places[id(left)], places[id(right)], label, names, positions))
     return found
+
+
+def _entered(*models: Model) -> set[int]:
+    """The subgraphs that callers run, by id."""
+    found = {id(model.subgraphs[0]) for model in models}
+    return found | {id(item.subgraph) for model in models for item in model.signatures}
 
 
 def _changed(one: SubGraph, two: SubGraph) -> list[Tensor]:
@@ -188,6 +205,80 @@ def _same_scales(one: Tensor, two: Tensor) -> bool:
     if left is None or right is None:
         return (left is None or not left.is_quantized) and (right is None or not right.is_quantized)
     return (left.scale, left.zero_point) == (right.scale, right.zero_point)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A constant of which a row holds something else in the other file.
+
+    Attributes:
+        subgraph: Its number in the original.
+        position: Of the constant among the tensors of that subgraph.
+        name: Of it.
+        data: What the other file holds, as the original would store it.
+    """
+
+    subgraph: int
+    position: int
+    name: str
+    data: bytes
+
+
+def lost_constants(one: Model, two: Model) -> Iterator[Lost]:
+    """Yields constants, of two axes or more, of which a row errs by more than half of its power.
+
+    Those of bodies are left out: see :func:`changed_bodies`.
+    """
+    entered = _entered(one, two)
+    for left, right in subgraph_pairs(one, two):
+        if left is None or right is None or id(left) not in entered:
+            continue
+        labels = tensor_labels(left, right)
+        others = {labels[1][id(tensor)]: tensor for tensor in right.tensors if tensor.is_constant}
+        for position, tensor in enumerate(left.tensors):
+            other = others.get(labels[0][id(tensor)]) if tensor.is_constant else None
+            if other is None or _same(tensor, other) or tensor.shape != other.shape:
+                continue
+            was, now = _reals(tensor), _reals(other)
+            if was is None or now is None or not was.size or was.ndim < 2:
+                continue
+            # Filters of a depthwise layer are rows of the last axis.
+            rows = [
+                item.reshape(len(was), -1) if len(was) > 1 else item.reshape(-1, was.shape[-1]).T
+                for item in (was, now)
+            ]
+            error, power = (
+                np.square(item, dtype=np.float64).sum(axis=1) for item in (rows[1] - rows[0], rows[0])
+            )
+            data = _stored_like(tensor, other, now)
+            if data is not None and (error > _LOST * power).any():
+                name = tensor.name or f"tensor {position}"
+                yield Lost(one.subgraphs.index(left), position, name, data)
+
+
+def _reals(tensor: Tensor) -> npt.NDArray[Any] | None:
+    floats = constant_values(tensor, "FLOAT32", "FLOAT16")
+    return real_values(tensor) if floats is None else floats.reshape(tensor.shape or ())
+
+
+def _stored_like(tensor: Tensor, other: Tensor, now: npt.NDArray[Any]) -> bytes | None:
+    blob = other.buffer.blob
+    if tensor.dtype == dtypes.FLOAT32.value:
+        return now.astype("<f4").tobytes()
+    return (
+        bytes(blob.view()) if blob and tensor.dtype == other.dtype and _same_scales(tensor, other) else None
+    )
+
+
+def with_constant(source: str | os.PathLike[str], lost: Lost, target: Path) -> None:
+    """Writes a copy of the original that holds one constant of the other file.
+
+    Raises:
+        TflRewriteError: The file cannot be written again.
+    """
+    model = load(source)
+    model.subgraphs[lost.subgraph].tensors[lost.position].buffer = model.add_buffer(OwnedBlob(lost.data))
+    save(model, target, force=True)
 
 
 def _label(model: Model, graph: SubGraph) -> str:

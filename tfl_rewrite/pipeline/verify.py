@@ -9,6 +9,7 @@ and judged by themselves, and each plausible range is run. Last, both are run op
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -85,6 +86,39 @@ class FullPanel:
         if settled is not None and settled.interface.all_are_called:
             return verdict
         return self._with_bodies(after, verdict)
+
+    def with_unshown(self, after: PathLike, verdict: Verdict) -> Verdict:
+        """Names constants that became something else, which no output of the samples shows.
+
+        Each is put into a copy of the original: it is shown if that gives any other output.
+        """
+        from tfl_rewrite.pipeline.copies import lost_constants, with_constant
+
+        if verdict.status != "pass" or self._judging.counterparts:
+            return verdict
+        path, names = self._path("lost"), []
+        limit = max(_LEAST_SECONDS, _SLOWER * verdict.seconds)
+        try:
+            found = lost_constants(load(self._before), load(after))
+            for lost in itertools.islice(found, _MOST_LOST):
+                with_constant(self._before, lost, path)
+                made = self.judge_of(verdict).compare(path, tolerance=Tolerance(exact=True), timeout=limit)
+                if made.status == "pass":
+                    names.append(lost.name)
+        except TflRewriteError:
+            # The interpreter takes files that we do not.
+            return verdict
+        if not names:
+            return verdict
+        listed = ", ".join(map(repr, names))
+        entry = EntryVerdict(
+            signature=None,
+            label=f"constants {listed}",
+            status="unverified",
+            reasons=(f"became something else, and no sample shows it: {listed}",),
+            cause="unreached",
+        )
+        return with_entries(verdict, [*verdict.entries, entry])
 
     def judge_of(self, verdict: Verdict) -> Judge:
         """The judge of the worst verdict that `compare` returned."""
@@ -229,6 +263,8 @@ class FullPanel:
 
 _NAMED = 5
 _BODY = "body "
+_MOST_LOST = 5
+"""So many constants are looked for in the outputs: each takes a run."""
 
 
 def _parsed(path: PathLike) -> PathLike:
@@ -281,7 +317,8 @@ def verify(
         on_disk(after) as rewritten,
         FullPanel(original, judging or Judging(), progress=progress) as panel,
     ):
-        return with_newer(panel.compare(rewritten, repeat=repeat))
+        verdict = panel.compare(rewritten, repeat=repeat)
+        return with_newer(panel.with_unshown(rewritten, verdict))
 
 
 def run_alone(made: Source, results: Sequence[PassResult], judging: Judging, verdict: Verdict) -> list[str]:
