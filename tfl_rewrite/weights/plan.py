@@ -152,7 +152,7 @@ class WeightPlan:
             self.magnitudes.known[key],
             blob,
             made.stored_dtype,
-            self.magnitudes.energy[key],
+            self.magnitudes.energy.get(key),
             self.magnitudes.clipped,
         )
 

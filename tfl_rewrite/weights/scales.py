@@ -51,6 +51,9 @@ _FAR_LESS = 4.0
 _LEAST_SHARED = 4
 """Of what has a scale for so few elements no error is to be expected at all."""
 
+_LONG_CHANNEL = 64
+"""Elements of a channel from which on its squares are summed while it is read."""
+
 _LEAST_NOISE = 1e-12
 """Below that, no error counts."""
 
@@ -69,7 +72,7 @@ class Magnitudes:
 
     Attributes:
         known: Float32 ``[channels]``: the largest magnitude of each, by constant and channels.
-        energy: Float64 ``[channels]``: the sum of the squares of each, by the same; see
+        energy: Float64 ``[channels]``: the sum of the squares of each, likewise, where they are long; see
             :func:`tfl_rewrite.numerics.symmetric.absmax`.
         noise: The error that rounding to the nearest leaves; see :meth:`ScaleAxes.noise`.
         clipped: Scales of least squared error, by :attr:`Work.content`.
@@ -81,7 +84,7 @@ class Magnitudes:
     noise: dict[tuple[object, ...], float] = field(default_factory=dict)
     clipped: dict[object, Float32] = field(default_factory=dict)
     prices: dict[object, float] = field(default_factory=dict)
-    _finer: dict[object, tuple[Float32, Float64]] = field(default_factory=dict)
+    _finer: dict[object, tuple[Float32, Float64 | None]] = field(default_factory=dict)
     _held: dict[object, Blob] = field(default_factory=dict)
 
     def knows(self, item: Candidate, channels: Channels) -> bool:
@@ -97,15 +100,20 @@ class Magnitudes:
         known = self.known.get(key)
         if known is None:
             finer = self._finer.get(blob.identity) if channels.channels == 1 else None
+            energy: Float64 | None = None
             if finer is not None:
-                known, energy = finer[0].max(keepdims=True), finer[1].sum(keepdims=True)
+                known, each = finer
+                known, energy = known.max(keepdims=True), None if each is None else each.sum(keepdims=True)
             else:
-                energy = np.zeros(channels.channels)
+                # Of blocks it would take half the memory of their integers, and few levels need none.
+                if channels.elements >= _LONG_CHANNEL * channels.channels:
+                    energy = np.zeros(channels.channels)
                 known = symmetric.absmax(_values(item, blob), channels, spent=blob.release, energy=energy)
             # A blob that is gone would leave its identity to another one.
             self._held[blob.identity] = blob
             self._finer[blob.identity] = known, energy
-            self.energy[key] = energy
+            if energy is not None:
+                self.energy[key] = energy
             self.known[key] = known
         return known
 
