@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from tfl_rewrite.editing.base import Pass, last_packing, run_passes
-from tfl_rewrite.errors import UnsupportedError, UsageError
+from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.claims import Claim
 from tfl_rewrite.files.source import ModelLike, Source, layout
 from tfl_rewrite.judge.settings import Judging
@@ -36,7 +36,7 @@ from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.session import Session, Wanted, session
 from tfl_rewrite.search.settle import caveats, settle
 from tfl_rewrite.search.standing import Standing, Step
-from tfl_rewrite.search.trials import Frame, Measured, Rounding
+from tfl_rewrite.search.trials import UNMADE, Frame, Measured, Rounding
 from tfl_rewrite.search.units import base_pass
 from tfl_rewrite.weights.encoding import unmatched_notes
 from tfl_rewrite.weights.rounders import Effort
@@ -165,14 +165,14 @@ def opened_for(wanted: Wanted, progress: Progress | None = None) -> Iterator[Ses
 
 
 def _is_worth(frame: Frame) -> bool:
-    """Whether the first pass makes the original smaller; not where metadata refers to what it would move."""
+    """Whether the first pass makes the original smaller; not where it cannot, such as for its metadata."""
     source, sizes = Source.of(frame.source), list[int]()
     try:
         for passes in (frame.before, frame.before[1:]):
             model = source.model()
             packing = last_packing(run_passes(model, [*passes, *frame.after]))
             sizes.append(layout(model, packing=packing).nbytes)
-    except UnsupportedError:
+    except UNMADE:
         return False
     return sizes[0] < sizes[1]
 
