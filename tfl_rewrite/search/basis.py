@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,14 +81,14 @@ class Basis:
         source: The file.
         biases: Of layers of the original: the positions of the buffers of their biases.
         copies: The positions of further buffers that hold the same as one.
-        is_wide: Whether float16 was made float32.
+        halves: Positions of the buffers that held float16.
         blobs: The biases.
     """
 
     source: Source
     biases: Mapping[Site, int]
     copies: Mapping[int, Sequence[int]]
-    is_wide: bool
+    halves: Collection[int]
     blobs: Mapping[int, Blob]
 
     @classmethod
@@ -96,7 +96,7 @@ class Basis:
         """Makes the file, where it is not the original; None where buffers would lie otherwise in it."""
         model = source.model()
         sites = sites_of(model)
-        is_wide = _widened(model)
+        halves = _widened(model)
         positions = {id(buffer): place for place, buffer in enumerate(model.buffers)}
         biases: dict[Site, int] = {}
         copies: dict[int, list[int]] = {}
@@ -116,7 +116,7 @@ class Basis:
                 operator.inputs[BIAS] = editor.add_tensor(subgraph, own)
             biases[sites[id(operator)]] = place
         sizes = [buffer.nbytes for buffer in model.buffers]
-        if copies or is_wide:
+        if copies or halves:
             editor.finish()
             written(model, path)
             source = Source.open(path)
@@ -124,7 +124,12 @@ class Basis:
         if sizes != [buffer.nbytes for buffer in buffers]:
             return None
         blobs = {place: buffers[place].blob for place in biases.values()}
-        return cls(source, biases, copies, is_wide, {at: blob for at, blob in blobs.items() if blob})
+        return cls(source, biases, copies, halves, {at: blob for at, blob in blobs.items() if blob})
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether float16 was made float32."""
+        return bool(self.halves)
 
     def origin(self, place: int) -> int:
         """Returns which buffer of the original holds a bias."""
@@ -139,20 +144,22 @@ class Basis:
         }
         return {**copies, **contents}
 
-    def halved(self, place: int, change: Float64, *, narrow: bool) -> memoryview:
-        """Returns a bias that is stored as float16, and takes the mean error of its weight back.
+    def corrected(self, place: int, change: Float64, *, half: bool, narrow: bool) -> memoryview:
+        """Returns a bias that takes the mean error of its weight back.
 
         Args:
             place: Of its buffer.
             change: What is added.
+            half: Whether it is stored as float16 now.
             narrow: Whether a hybrid kernel reads it: those get floats.
         """
-        half = np.frombuffer(self.blobs[place].view(), "<f4").astype("<f2")
-        made = half.astype(np.float64) + change.reshape(half.shape)
-        alone = self.origin(place) == place
-        if not np.isfinite(made.astype("<f2")).all():
-            made = half.astype(np.float64)
-        return memoryview((made.astype("<f2") if alone and not narrow else made).astype("<f4").tobytes())
+        old = np.frombuffer(self.blobs[place].view(), "<f4")
+        old = old.astype("<f2") if half else old
+        # What others read as well is copied as floats.
+        stays = (half or place in self.halves) and self.origin(place) == place and not narrow
+        with np.errstate(over="ignore"):
+            made = (old.astype(np.float64) + change.reshape(old.shape)).astype("<f2" if stays else "<f4")
+        return memoryview((made if np.isfinite(made).all() else old).astype("<f4").tobytes())
 
 
 def sites_of(model: Model) -> dict[int, Site]:
@@ -164,12 +171,12 @@ def sites_of(model: Model) -> dict[int, Site]:
     }
 
 
-def _widened(model: Model) -> bool:
-    """Makes constants behind a DEQUANTIZE of float16 float32, in the same buffers."""
+def _widened(model: Model) -> set[int]:
+    """Makes constants behind DEQUANTIZE of float16 float32, in the same buffers; returns where those are."""
     items, _ = find_candidates(model, Graph.of(model))
     homes = {id(item.value): item.stored.buffer for item in items if item.expand is not None}
     if not homes:
-        return False
+        return set()
     before = len(model.buffers)
     expand_constants(model, lambda tensor: tensor.dtype_name == "FLOAT16")
     for _, tensor in model.tensors():
@@ -178,4 +185,5 @@ def _widened(model: Model) -> bool:
             home.blob, tensor.buffer = tensor.buffer.blob, home
     used = {*model.holders(), *model.pinned}
     model.buffers[before:] = [buffer for buffer in model.buffers[before:] if id(buffer) in used]
-    return True
+    kept = {id(buffer) for buffer in homes.values()}
+    return {place for place, buffer in enumerate(model.buffers) if id(buffer) in kept}

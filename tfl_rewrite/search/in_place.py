@@ -15,18 +15,16 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from tfl_rewrite.editing.base import Change
 from tfl_rewrite.interpreter.scratch import scratch_errors
 from tfl_rewrite.kernels.operators import Reading
 from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.blob import Blob, MappedBlob
+from tfl_rewrite.model.blob import MappedBlob
 from tfl_rewrite.model.ir import Model, schema
 from tfl_rewrite.search.basis import Basis, Content, Contents, Float64, Site, written
 from tfl_rewrite.search.units import Choice, encodings_of
-from tfl_rewrite.weights.biases import Correction, bias_of, constant_of
+from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.payloads import QuantizedPayload, WeightChange, WorkPayload
 
@@ -182,8 +180,8 @@ class Expansions:
         self._basis = basis
         # None where more than values is different.
         self._known: dict[tuple[int, str], Content | None] = {}
-        # What becomes of biases then, by where they are; and what is added to them.
-        self._corrected: dict[tuple[int, str], dict[int, tuple[Content, Float64]]] = {}
+        # What is added to biases then, by where they are.
+        self._corrected: dict[tuple[int, str], dict[int, Float64]] = {}
         self.hybrids: dict[int, Encoding] = {}
 
     def unknown(self, choice: Choice) -> Choice:
@@ -202,18 +200,21 @@ class Expansions:
         corrected: dict[int, Content] = {}
         for position in list(found):
             key = (position, chosen[position].text)
-            for place, (content, change) in self._corrected[key].items():
+            for place, change in self._corrected[key].items():
                 assert self._basis is not None
                 origin = self._basis.origin(place)
                 half = chosen.get(origin)
                 if place in corrected or (half is not None and (half.form.is_integer or origin not in found)):
                     # The bias of several weights, or more than its values is different: it is not known.
                     return {}
-                if half is not None:
-                    narrow = found[position].narrow
-                    make = functools.partial(self._basis.halved, place, change, narrow=narrow)
-                    content = Content((key, half.text), make)
-                corrected[place] = content
+                make = functools.partial(
+                    self._basis.corrected,
+                    place,
+                    change,
+                    half=half is not None,
+                    narrow=found[position].narrow,
+                )
+                corrected[place] = Content((key, half), make)
         return {**found, **corrected}
 
     def learn(
@@ -249,21 +250,15 @@ class Expansions:
             if schemes != {Reading.DEQUANTIZE.value} and not narrow:
                 continue
             make = functools.partial(_bytes_of, _apart(payload), narrow)
-            corrected: dict[int, tuple[Content, Float64]] = {}
+            corrected: dict[int, Float64] = {}
             mine = _corrections_of(payload, corrections) if isinstance(payload, QuantizedPayload) else []
             for item in mine:
                 site = sites.get(id(item.operator))
                 place = None if self._basis is None or site is None else self._basis.biases.get(site)
-                bias = bias_of(item.operator)
-                stored = None if bias is None else constant_of(item.subgraph, bias)
-                blob = None if stored is None else stored.buffer.blob
-                # It got one, which the file does not have; or it is stored otherwise itself.
-                if self._basis is None or place is None or stored is None or blob is None:
+                if place is None:
+                    # It got one, which the file does not have.
                     break
-                if self._basis.origin(place) in choice:
-                    break
-                floats = functools.partial(_floats_of, blob, stored.dtype)
-                corrected[place] = Content(key, floats), item.change
+                corrected[place] = item.change
             else:
                 if not narrow or self.hybrids.setdefault(position, form) == form:
                     self._known[key], self._corrected[key] = Content(form.text, make, narrow), corrected
@@ -287,11 +282,6 @@ def _bytes_of(payload: WorkPayload, narrow: bool) -> memoryview:
     if narrow and isinstance(payload, QuantizedPayload):
         return payload.blob(payload.work.bits).view()
     return payload.expanded().data.cast("B")
-
-
-def _floats_of(blob: Blob, dtype: int) -> memoryview:
-    values = np.frombuffer(blob.view(), dtypes.BY_VALUE[dtype].numpy)
-    return memoryview(values.astype("<f4").tobytes())
 
 
 def _corrections_of(payload: QuantizedPayload, corrections: Sequence[Correction]) -> list[Correction]:

@@ -84,7 +84,7 @@ def takes_bias(subgraph: SubGraph, operator: Operator, *, weight_nbytes: int, ou
         if row.product is not ProductKind.DENSE:
             return False
         return 4 * outputs + ADDED_NBYTES <= ADDED_SHARE * weight_nbytes
-    return bias.elements == outputs and constant_of(subgraph, bias) is not None
+    return bias.elements == outputs and _stored(subgraph, bias) is not None
 
 
 def correct(editor: Editor, items: Sequence[Correction]) -> None:
@@ -126,7 +126,7 @@ def _correct(editor: Editor, item: Correction, uses: Uses) -> None:
         added = Tensor(name, shape, dtypes.FLOAT32.value, editor.add_buffer(data))
         operator.inputs[BIAS:] = [editor.add_tensor(subgraph, added)]
         return
-    stored = constant_of(subgraph, bias)
+    stored = _stored(subgraph, bias)
     old = constant_values(stored, "FLOAT32", "FLOAT16") if stored is not None else None
     assert stored is not None and old is not None
     new = old.astype(np.float64) + item.change.reshape(old.shape)
@@ -141,7 +141,7 @@ def _correct(editor: Editor, item: Correction, uses: Uses) -> None:
     uses.leave(bias)
 
 
-def constant_of(subgraph: SubGraph, bias: Tensor) -> Tensor | None:
+def _stored(subgraph: SubGraph, bias: Tensor) -> Tensor | None:
     """Returns the float constant that a bias is, or is expanded from; None where it is neither."""
     found: Tensor | None = bias
     if not bias.is_constant:
