@@ -379,6 +379,13 @@ def test_stricter_passes_have_an_end() -> None:
     assert Quantize(activations="mixed", share=1.0).stricter(4.0) is None
 
 
+def test_what_else_there_is_to_ask_for_depends_on_what_was() -> None:
+    assert Quantize().milder.startswith("give --activations mixed, more samples")
+    assert Quantize(activations="int16", io="float").milder.startswith("give more samples")
+    strict = Quantize(float_islands="refuse", io_input="int8").milder
+    assert strict.startswith("give --activations mixed, --float-islands allow, --io float, more samples")
+
+
 @pytest.mark.runtime
 def test_refused_islands_are_named(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

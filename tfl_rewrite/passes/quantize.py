@@ -219,6 +219,8 @@ class Quantize(Pass):
         """16 bits where they are needed, or some operators as floats."""
         wider = "--activations mixed, " if self.activations == "int8" else ""
         wider += "--float-islands allow, " if self.float_islands == "refuse" else ""
+        # What integers lose at the border is lost whatever computes inside.
+        wider += "--io float, " if {*self._asked} - {None, "float"} else ""
         return f"give {wider}more samples, --exclude for single operators, or a lower --min-snr"
 
     def stricter(self, short_db: float) -> Quantize | None:
