@@ -424,3 +424,27 @@ def test_custom_operators_are_told_apart() -> None:
     assert [item.reason for item in micro_obstacles(net.model)] == [
         "TFLite Micro has no TFLite_Detection_PostProcess of uint8"
     ]
+
+
+def beside(kind: str, *, calls: bool = False) -> Model:
+    """An operator in a second subgraph, which the main one runs, or not."""
+    net = Net()
+    net.output(net.add("NEG", [net.input("in", (1, 4))], "out", (1, 4)))
+    main, inner = net.graph, net.next_subgraph("inner")
+    net.output(net.add(kind, [net.input("x", (1, 4)), ints(net, 1)], "y", (1,)))
+    if calls:
+        net.graph = main
+        branches = {"then_subgraph_index": inner, "else_subgraph_index": inner}
+        condition = net.constant("if", np.array([True]))
+        net.output(net.add("IF", [condition, main.inputs[0]], "sum", (1,), **branches))
+    return net.model
+
+
+def test_what_ends_it_beside_the_main_subgraph_is_told_of() -> None:
+    for model, told in (
+        (beside("SUM"), True),
+        (beside("EXP"), False),
+        (beside("SUM", calls=True), False),
+    ):
+        reasons = [item.reason for item in micro_obstacles(model)]
+        assert [("--extract KEY" in reason) for reason in reasons] == [True] * told

@@ -22,7 +22,7 @@ from tfl_rewrite.kernels.operands import (
 )
 from tfl_rewrite.kernels.operators import Form, Granularity, Need, OperatorRow
 from tfl_rewrite.kernels.runtimes import Runtime, Terms
-from tfl_rewrite.kernels.table import FLOAT_CUSTOM, row_of
+from tfl_rewrite.kernels.table import FLOAT_CUSTOM, MAIN_ONLY, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Operator, OperatorCode, SubGraph, Tensor
 from tfl_rewrite.options.frozen import frozen
@@ -347,8 +347,14 @@ class MicroObstacle:
 
 def micro_obstacles(model: Model, *, typed: bool = True) -> Iterator[MicroObstacle]:
     """Yields what TFLite Micro does not compute as LiteRT does; see :func:`micro_obstacle`."""
-    for _, operator, place in operators_of(model):
+    run = _run_by_main(model)
+    for subgraph, operator, place in operators_of(model):
         reason = micro_obstacle(operator, typed=typed)
+        if not reason and row_of(operator) in MAIN_ONLY and id(subgraph) not in run:
+            reason = (
+                f"TFLite Micro ends on {operator.code.name} in a subgraph that the main one does not run "
+                "('tfl-rewrite signatures --extract KEY' makes a file of one)"
+            )
         if reason:
             yield MicroObstacle(place, operator.code.name, reason, operator.code.custom is not None)
     for index, subgraph in enumerate(model.subgraphs):
@@ -356,6 +362,17 @@ def micro_obstacles(model: Model, *, typed: bool = True) -> Iterator[MicroObstac
             if not _is_static(tensor):
                 told = f"input {tensor.name!r} has no fixed shape"
                 yield MicroObstacle(f"subgraphs[{index}]", "", told)
+
+
+def _run_by_main(model: Model) -> set[int]:
+    """Returns the ids of the main subgraph, and of those that it runs."""
+    waiting, found = model.subgraphs[:1], set[int]()
+    while waiting:
+        subgraph = waiting.pop()
+        if id(subgraph) not in found:
+            found.add(id(subgraph))
+            waiting += [inner for operator in subgraph.operators for inner in operator.subgraphs()]
+    return found
 
 
 def micro_obstacle(operator: Operator, *, typed: bool = True) -> str:

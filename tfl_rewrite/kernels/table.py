@@ -1212,6 +1212,9 @@ FUSING = tuple(row for row in ROWS.values() if row.fuses)
 FLOAT_CUSTOM = frozenset(("TFLite_Detection_PostProcess",))
 """Custom operators that read floats as well as uint8 (``detection_postprocess.cc``; measured)."""
 
+MAIN_ONLY = tuple(ROWS[name] for name in ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "MIRROR_PAD"))
+"""What ends TFLite Micro while it prepares a subgraph that the main one does not run (measured)."""
+
 CONVERSIONS = (QUANTIZE, DEQUANTIZE)
 """What gives the same values in another type: no operator of a model that somebody misses in integers."""
 
