@@ -461,8 +461,12 @@ def test_micro_runs_the_main_subgraph_alone(tmp_path: Path) -> None:
     assert "signatures 'other': TFLite Micro runs the main subgraph alone" in report.verdict.not_judged
     # Its kernel asks for memory that nobody plans there.
     net.output(net.add("SUM", [source, net.constant("axis", np.array([1], np.int32))], "z", (1,)))
-    with pytest.raises(RewriteFailed, match=r"does not run there.*'other'.*signatures --extract KEY"):
+    with pytest.raises(UnsupportedError, match=r"ends on SUM in a subgraph.*signatures --extract KEY"):
         judged(model, tmp_path, "tflm")
+    save(model, tmp_path / "sum.tflite")
+    allowed = Retarget(target="tflm", allow_missing=True)
+    with pytest.raises(RewriteFailed, match=r"does not run there.*'other'.*signatures --extract KEY"):
+        rewrite(tmp_path / "sum.tflite", tmp_path / "no.tflite", [allowed])
 
 
 @needs_old
