@@ -135,7 +135,9 @@ def test_layers_that_share_a_bias_or_have_it_as_float16_are_put_in_place(tmp_pat
         assert len(weights) == 3
         first = next(iter(weights))
         hybrid: dict[int, Form] = {**weights, first: Encoding.parse("int8:channel")}
-        for choice in filter(None, [weights, hybrid, {first: hybrid[first]}, biases, {**hybrid, **biases}]):
+        other: dict[int, Form] = {first: Encoding.parse("int4:channel")}
+        tried = [weights, hybrid, {first: hybrid[first]}, other, biases, {**hybrid, **biases}]
+        for choice in filter(None, tried):
             patched = trials.in_place(0, choice, opened=False)
             trials.write(choice, tmp_path / "made.tflite")
             assert patched is not None

@@ -170,10 +170,6 @@ class Expansions:
 
     Args:
         basis: What values are put into; None where nothing can be.
-
-    Attributes:
-        hybrids: Weights of layers whose hybrid kernels read integers, with the one encoding of each that can
-            be put in place.
     """
 
     def __init__(self, basis: Basis | None) -> None:
@@ -182,7 +178,8 @@ class Expansions:
         self._known: dict[tuple[int, str], Content | None] = {}
         # What is added to biases then, by where they are.
         self._corrected: dict[tuple[int, str], dict[int, Float64]] = {}
-        self.hybrids: dict[int, Encoding] = {}
+        # Weights of layers whose hybrid kernels read integers, by the encoding of those.
+        self._hybrids: dict[str, dict[int, Encoding]] = {}
 
     def unknown(self, choice: Choice) -> Choice:
         """Returns what of a choice was not learned yet."""
@@ -190,6 +187,24 @@ class Expansions:
             position: form
             for position, form in encodings_of(choice).items()
             if (position, form.text) not in self._known
+        }
+
+    def hybrids(self, choice: Choice) -> dict[int, Encoding]:
+        """Returns the weights that a hybrid kernel may read in the file for a choice, all in one encoding."""
+        chosen = encodings_of(choice).items()
+        texts = Counter(
+            form.text for position, form in chosen if position in self._hybrids.get(form.text, ())
+        )
+        first = [*texts.most_common(1), *((text, 0) for text in self._hybrids)]
+        return dict(self._hybrids[first[0][0]]) if first else {}
+
+    def one_file(self, choice: Choice) -> dict[int, Encoding]:
+        """Returns what of a choice can be put into one file: kernels read integers of one encoding."""
+        hybrids = self.hybrids(choice)
+        return {
+            position: form
+            for position, form in encodings_of(choice).items()
+            if position not in self._hybrids.get(form.text, ()) or hybrids.get(position) == form
         }
 
     def of(self, choice: Choice) -> dict[int, Content]:
@@ -260,8 +275,9 @@ class Expansions:
                     break
                 corrected[place] = item.change
             else:
-                if not narrow or self.hybrids.setdefault(position, form) == form:
-                    self._known[key], self._corrected[key] = Content(form.text, make, narrow), corrected
+                self._known[key], self._corrected[key] = Content(form.text, make, narrow), corrected
+                if narrow:
+                    self._hybrids.setdefault(form.text, {})[position] = form
 
 
 def _apart(payload: WorkPayload) -> WorkPayload:

@@ -452,7 +452,7 @@ class Trials:
             return None
         part = 0 if rounding is Rounding.PLAIN else number
         known = self._expanded(number, rounding)
-        hybrids = {position: form for position, form in known.hybrids.items() if position not in rest}
+        hybrids = {place: form for place, form in known.hybrids(choice).items() if place not in rest}
         if own and basis is not None and basis.copies:
             hybrids = {}
         switched = known.of(hybrids)
@@ -508,7 +508,7 @@ class Trials:
             missing = known.unknown(encodings)
             if missing:
                 self._learn(number, missing, self.fresh(), rounding)
-            contents |= known.of(encodings)
+            contents |= known.of(known.one_file(encodings))
         return contents, {position: form for position, form in choice.items() if position not in contents}
 
     def _expected(self, choice: Choice) -> float | None:
