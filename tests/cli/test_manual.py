@@ -100,6 +100,20 @@ def test_json_of_a_failure(capsys: pytest.CaptureFixture[str], fixtures: Path, t
     assert (code, said) == (2, "") and "--report" in error
 
 
+@pytest.mark.parametrize("command", ["inspect", "doctor", "compact", "shard"])
+def test_json_of_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
+    file = tmp_path / "a\nb.tflite"
+    more = [tmp_path / "out"] * (command in ("compact", "shard"))
+    code, said, error = call(capsys, command, file, *more, "--json")
+    told = json.loads(said)["error"]
+    assert code == 2 == told["exit_code"] and told["file"] == str(file)
+    assert told["what"] == "cannot read: No such file or directory" in error
+    file.write_bytes(bytes(100))
+    code, said, _ = call(capsys, command, file, *more, "--json")
+    assert code == 5 == json.loads(said)["error"]["exit_code"]
+    assert call(capsys, command, file, *more)[1] == ""
+
+
 def test_names_are_cut_where_they_agree() -> None:
     names = [f"model/net/stage_{number}/convolution/kernel" for number in range(3)]
     assert short_names(names, limit=60) == [f".../stage_{number}/..." for number in range(3)]

@@ -18,6 +18,7 @@ from tfl_rewrite.cli import main
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import EntryPoint, Interface, TensorFacts
 from tfl_rewrite.samples import npz
+from tfl_rewrite.samples.inputs import expand_paths
 from tfl_rewrite.samples.npz import read_npz, write_npz
 
 from ..helpers import FIXTURES
@@ -258,3 +259,11 @@ def test_numbers_of_another_byte_order(tmp_path: Path, kind: str) -> None:
     np.savez(tmp_path / "x.npz", x=values)
     read = read_npz(tmp_path / "x.npz")["x"]
     assert read.dtype.isnative and (read == values).all()
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("x.npz", x=np.zeros(3))
+    with pytest.raises(UsageError, match=r"^'': no such file or folder"):
+        expand_paths([""])
+    assert expand_paths(["."]) == [Path("x.npz")]

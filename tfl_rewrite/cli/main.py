@@ -84,6 +84,12 @@ def _main(argv: Sequence[str] | None) -> int:
         if arguments is not None and arguments.verbose > 1:
             raise
         _complain(str(error), argv)
+        # What has a report has printed it, and what is a model takes standard output alone.
+        whole = hasattr(error, "report") or getattr(arguments, "target", None) == "-"
+        if getattr(arguments, "json", False) and not whole:
+            from tfl_rewrite.cli.text import print_error
+
+            print_error(error)
         return error.exit_code
     except KeyboardInterrupt as stop:
         return _stopped(stop.args[0] if stop.args else signal.SIGINT, arguments)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfl_rewrite.errors import FileAccessError, UsageError
+from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError
 
 STREAM = "-"
 READ = ("source", "model", "models", "before", "after")
@@ -230,6 +230,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable
         ).rstrip()
         for row in all_rows
     ]
+
+
+def print_error(error: TflRewriteError) -> None:
+    """Prints an error as JSON, for whoever reads nothing else; no matter whether it can be printed."""
+    names = ("what", "file", "where", "offset", "remedy", "exit_code")
+    told = {name: getattr(error, name) for name in names if getattr(error, name) is not None}
+    with contextlib.suppress(TflRewriteError, OSError):
+        print_lines([json.dumps({"schema": 1, "error": told}, indent=2)])
 
 
 def complain(text: str, arguments: Iterable[str] = (), program: str = "tfl-rewrite") -> None:

@@ -7,6 +7,7 @@ with a sentence; here alone it is said how a child ended. For a `Worker` it is n
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -582,9 +583,10 @@ class Worker:
                 forked=walls.forked(self._forking(), _SCRIPT, *arguments),
             )
         except OSError as error:
-            raise UsageError(
-                f"cannot be started: {error.strerror}", file=self.runtime.python, remedy=self.runtime.remedy
-            ) from error
+            scarce = error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+            remedy = "end other programs, or raise the limits (ulimit)" if scarce else self.runtime.remedy
+            what = f"cannot be started: {error.strerror}"
+            raise UsageError(what, file=self.runtime.python, remedy=remedy) from error
         return child
 
     def _greet(self, child: Child) -> None:

@@ -57,6 +57,9 @@ def expand_paths(paths: Sequence[str | os.PathLike[str]]) -> list[Path | Media]:
     for given in paths:
         path = Path(given)
         media = given if isinstance(given, Media) else Media(path)
+        if not os.fspath(given):
+            # Not the current folder: a variable of the shell that was never set.
+            raise UsageError("no such file or folder", file="", remedy=REMEDY)
         if path.is_dir():
             inside = sorted(child for child in path.iterdir() if child.suffix == ".npz")
             others = media_files(path)
