@@ -130,6 +130,13 @@ def _quiet_however_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tfl_rewrite.cli.progress.AFTER_SECONDS", 1e6)
 
 
+@pytest.fixture(autouse=True)
+def _none_is_loaded_early(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime is loaded while others work, which tests that stop before it is used need not wait for."""
+    if not (request.node.get_closest_marker("runtime") or request.node.get_closest_marker("slow")):
+        monkeypatch.setattr("tfl_rewrite.interpreter.process.warm", lambda _runtime: None)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

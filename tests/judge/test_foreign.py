@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.interpreter.worker import Worker
 from tfl_rewrite.judge.judge import Judge, run_model
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.pipeline.verify import verify
@@ -100,11 +101,20 @@ def test_timeout_of_the_rewritten_fails(tmp_path, runtime):
 
 
 @pytest.mark.slow
-def test_timeout_of_the_original_is_not_tried_again(tmp_path, runtime):
+def test_timeout_of_the_original_is_not_tried_again(tmp_path, runtime, monkeypatch):
+    asked, begin = [], Worker.begin
+
+    def counted(self, request, **more):
+        if request["do"] == "run":
+            asked.append(Path(request["model"]).name)
+        return begin(self, request, **more)
+
+    monkeypatch.setattr(Worker, "begin", counted)
     before = fake_runtime.model(tmp_path / "a", running=[{"sleep": 60}], inputs=INTS)
-    verdict = verify(before, before, Judging(runtime=runtime, timeout=2.0))
+    after = fake_runtime.model(tmp_path / "b", running=[{"sleep": 60}], inputs=INTS)
+    verdict = verify(before, after, Judging(runtime=runtime, timeout=2.0))
     assert verdict.status == "unverified"
-    assert verdict.seconds < 3.9
+    assert asked.count("a") == 1, asked
 
 
 @pytest.mark.slow

@@ -120,11 +120,11 @@ class Search:
         Args:
             min_snr: In dB; None for what is near.
             margin: In dB, what is kept beyond it. A mixture that a smaller one gave was refused: what comes
-                next has more wide groups, and at last all of them.
+                next is more exact, and at last all groups are wide.
             most: The largest margin to try before that.
         """
         room, found = margin, self._cheapest(min_snr, margin)
-        while not self.is_widest(found) and self._first(found, min_snr, margin) < margin:
+        while not self.is_widest(found) and self._refused(found, min_snr, margin):
             room += MARGIN_DB
             all_wide = self._settled(self._mixture.units, self.widest)
             found = self._cheapest(min_snr, room) if room <= most else all_wide
@@ -147,11 +147,19 @@ class Search:
         """Whether nothing is left that could be wide."""
         return len(found.wide) == len(self._mixture.units)
 
-    def _first(self, found: Settled, min_snr: float | None, margin: float) -> float:
-        """Returns the least margin for which a mixture was given, this one included."""
-        key = min_snr, self._key(found.wide)
-        self._given[key] = min(margin, self._given.get(key, margin))
-        return self._given[key]
+    def _refused(self, found: Settled, min_snr: float | None, margin: float) -> bool:
+        """Whether a mixture that is as exact, such as this one, was given for a smaller margin."""
+        own = self._key(found.wide)
+        given = self._given.setdefault((min_snr, own), margin)
+        self._given[min_snr, own] = min(margin, given)
+        return given < margin or any(
+            first < margin and wish == min_snr and decibels(self._noise_of(key)) >= found.snr
+            for (wish, key), first in self._given.items()
+        )
+
+    def _noise_of(self, key: tuple[int, ...]) -> Float64:
+        """Returns what a mixture that was given does to the outputs."""
+        return self._tried[key] if key else self.narrowest
 
     def _cheapest(self, min_snr: float | None, margin: float) -> Settled:
         """Returns the cheapest mixture found that keeps so much."""
