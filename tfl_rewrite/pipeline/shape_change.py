@@ -303,9 +303,10 @@ class Proof:
             for item in chosen[:_NAMED]
         )
         more = f" and {len(chosen) - _NAMED} more" if len(chosen) > _NAMED else ""
+        whole = ", and so does the whole, given the old shape again" if again.passed else ""
         text = (
             f"nothing in the model says that the sizes told to {names}{more} follow its inputs as they do; "
-            "all else equals the original to the bit, and so does the whole, given the old shape again"
+            f"all else equals the original to the bit{whole}"
         )
         return replace(verdict, status="unverified", cause="nothing", reasons=(text,), outputs=(), entries=())
 
