@@ -222,6 +222,11 @@ def test_a_constant_that_became_something_else_unseen(tmp_path: Path) -> None:
     assert "no sample shows it: 'rare/w'" in verdict.reasons[0]
     near = weights(1) * np.float32(1.3)
     assert verify(before, sides(tmp_path / "c.tflite", weights(0), near)).status == "pass"
+    # Nor does one scale of int8 for the whole constant keep what is next to nothing beside the rest.
+    tiny = weights(1)
+    tiny[3] *= np.float32(1e-20)
+    faint = sides(tmp_path / "e.tflite", weights(0), tiny)
+    assert verify(faint, sides(tmp_path / "b.tflite", weights(0), row)).status == "pass"
     # What the outputs show is judged by them, however large it is.
     shown = sides(tmp_path / "d.tflite", weights(0) * np.float32(-1), weights(1))
     assert verify(before, shown).status == "fail"

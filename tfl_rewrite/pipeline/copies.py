@@ -44,6 +44,8 @@ MANY_DECISIONS = 100
 
 _LOST = 0.5
 """Of the power of a row: no rounding errs by as much where a row has a scale that suits it."""
+_FAINT = 1 / 254
+"""Of the largest number of a constant, an error that one scale of int8 for all of it makes: half a step."""
 
 _NAN = {"FLOAT32": b"\x00\x00\xc0\x7f", "FLOAT16": b"\x00\x7e", "BFLOAT16": b"\xc0\x7f"}
 _TURNED = ("INT8", "UINT8", "INT16", "INT4", "INT2")
@@ -227,7 +229,8 @@ class Lost:
 def lost_constants(one: Model, two: Model) -> Iterator[Lost]:
     """Yields constants, of two axes or more, of which a row errs by more than half of its power.
 
-    Those of bodies are left out: see :func:`changed_bodies`.
+    What is next to nothing beside other rows does not count. Those of bodies are left out: see
+    :func:`changed_bodies`.
     """
     entered = _entered(one, two)
     for left, right in subgraph_pairs(one, two):
@@ -247,18 +250,21 @@ def lost_constants(one: Model, two: Model) -> Iterator[Lost]:
                 item.reshape(len(was), -1) if len(was) > 1 else item.reshape(-1, was.shape[-1]).T
                 for item in (was, now)
             ]
-            error, power = (
-                np.square(item, dtype=np.float64).sum(axis=1) for item in (rows[1] - rows[0], rows[0])
-            )
+            largest = float(np.abs(was).max(initial=0.0))
+            faint = rows[0].shape[1] * (_FAINT * largest) ** 2
+            error, power = (np.einsum("ij,ij->i", item, item) for item in (rows[1] - rows[0], rows[0]))
+            if not (error > np.maximum(_LOST * power, faint)).any():
+                continue
             data = _stored_like(tensor, other, now)
-            if data is not None and (error > _LOST * power).any():
+            if data is not None:
                 name = tensor.name or f"tensor {position}"
                 yield Lost(one.subgraphs.index(left), position, name, data)
 
 
 def _reals(tensor: Tensor) -> npt.NDArray[Any] | None:
     floats = constant_values(tensor, "FLOAT32", "FLOAT16")
-    return real_values(tensor) if floats is None else floats.reshape(tensor.shape or ())
+    found = real_values(tensor) if floats is None else floats.reshape(tensor.shape or ())
+    return None if found is None else found.astype(np.float32, copy=False)
 
 
 def _stored_like(tensor: Tensor, other: Tensor, now: npt.NDArray[Any]) -> bytes | None:
