@@ -363,6 +363,30 @@ def test_what_integers_ruin_stays_float_where_the_outputs_ask_for_it(tmp_path: P
     assert kinds["spread"] == "FLOAT32"
 
 
+@pytest.mark.runtime
+def test_what_stays_float_has_integer_weights_where_it_had_them(tmp_path: Path) -> None:
+    """The weights of a hybrid kernel became floats to be rounded anew; the file would grow by them."""
+    net, sizes = Net(), np.array([60.0] * 4 + [1.0] * 4, np.float32)
+    weights = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    given = net.constant("spreading", weights * sizes[:, None])
+    pixels = net.input("in", (1, 64))
+    hidden = net.dense(pixels, given, "hidden")
+    even = net.add("MUL", [hidden, net.constant("back", 1 / sizes)], "even", (1, 8))
+    net.output(net.dense(even, net.weights("v", (8, 8)), "out"))
+    net.output(
+        net.dense(net.dense(pixels, net.weights("a", (8, 64)), "aside"), net.weights("b", (8, 8)), "more")
+    )
+    source, hybrid, target, inputs = (tmp_path / name for name in ("in.tflite", "hybrid", "out", "in.npz"))
+    save(net.model, source)
+    np.savez(inputs, **{"in": np.random.default_rng(1).uniform(-1, 1, (24, 1, 64)).astype(np.float32)})
+    rewrite(source, hybrid, [QuantizeWeights(min_elements=1)], judging=Judging(mode="off"))
+    report = made(hybrid, target, Judging(inputs=(inputs,), resolver=("builtin",)))
+    assert report.verdict is not None and report.verdict.passed
+    assert [change.activations for change in report.results[0].changes] == ["hybrid", *["int8"] * 3]
+    kinds = {tensor.name: tensor.dtype_name for tensor in load(target).subgraphs[0].tensors}
+    assert kinds["hidden"] == "FLOAT32" and kinds["spreading"] == "INT8", kinds
+
+
 def test_stricter_passes_have_an_end() -> None:
     item: Quantize | None = Quantize()
     made = []
@@ -371,8 +395,9 @@ def test_stricter_passes_have_an_end() -> None:
         made.append(item)
     assert [each and (each.islands, each.margin) for each in made] == [
         (4.0, 1.0),
-        (4.0, 7.0),
-        (4.0, 8.0),
+        (4.0, 6.0),
+        (4.0, 11.0),
+        (4.0, 16.0),
         None,
     ]
     assert Quantize(float_islands="refuse").stricter(4.0) is None

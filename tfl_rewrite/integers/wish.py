@@ -120,7 +120,7 @@ class Search:
         Args:
             min_snr: In dB; None for what is near.
             margin: In dB, what is kept beyond it. A mixture that a smaller one gave was refused: what comes
-                next is more exact, and at last all groups are wide.
+                next is wider or more exact, and at last all groups are wide.
             most: The largest margin to try before that.
         """
         room, found = margin, self._cheapest(min_snr, margin)
@@ -148,18 +148,22 @@ class Search:
         return len(found.wide) == len(self._mixture.units)
 
     def _refused(self, found: Settled, min_snr: float | None, margin: float) -> bool:
-        """Whether a mixture that is as exact, such as this one, was given for a smaller margin."""
+        """Whether this mixture was given for a smaller margin, or one as wide that is as exact."""
         own = self._key(found.wide)
         given = self._given.setdefault((min_snr, own), margin)
         self._given[min_snr, own] = min(margin, given)
-        return given < margin or any(
-            first < margin and wish == min_snr and decibels(self._noise_of(key)) >= found.snr
+        share = self._mixture.share(found.wide)
+        return any(
+            first < margin and wish == min_snr and self._share(key) >= share and self._snr(key) >= found.snr
             for (wish, key), first in self._given.items()
         )
 
-    def _noise_of(self, key: tuple[int, ...]) -> Float64:
-        """Returns what a mixture that was given does to the outputs."""
-        return self._tried[key] if key else self.narrowest
+    def _share(self, key: tuple[int, ...]) -> float:
+        return self._mixture.share([self._mixture.units[number] for number in key])
+
+    def _snr(self, key: tuple[int, ...]) -> float:
+        """Returns what the outputs keep with a mixture that was given."""
+        return decibels(self._tried[key] if key else self.narrowest)
 
     def _cheapest(self, min_snr: float | None, margin: float) -> Settled:
         """Returns the cheapest mixture found that keeps so much."""

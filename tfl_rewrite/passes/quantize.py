@@ -35,8 +35,9 @@ from tfl_rewrite.integers.rewrites import prepare
 from tfl_rewrite.integers.signed import READING, convert_copies, make_signed
 from tfl_rewrite.integers.wish import MARGIN_DB, MOST_MARGIN_DB, Known, Search
 from tfl_rewrite.kernels.integer import Target
-from tfl_rewrite.kernels.operands import operators_of, uncomputed_memory, weights_of
+from tfl_rewrite.kernels.operands import operators_of, stored_constant, uncomputed_memory, weights_of
 from tfl_rewrite.kernels.table import CONVERSIONS, row_of
+from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import TEXTS, Role, Taken, check_options, option
@@ -55,6 +56,10 @@ from tfl_rewrite.weights.rounders import (
 )
 
 MIXED = "mixed"
+_FLOATS_STEP_DB = 5.0
+"""By so much more at most do outputs keep at the next attempt, where floats are what keeps it."""
+_MOST_FLOATS = 0.5
+"""Of the operators: a model with more of them in floats is none that computes in integers."""
 _NO_HYBRID = "no kernel of it reads int8 weights beside float activations"
 
 
@@ -225,15 +230,18 @@ class Quantize(Pass):
 
     def stricter(self, short_db: float) -> Quantize | None:
         """Returns the pass that keeps what was missed and more: by 16 bits where mixed, else by floats."""
-        is_mixed, is_last = self.activations == MIXED, self.margin >= MOST_MARGIN_DB
+        is_mixed = self.activations == MIXED
+        most = MOST_MARGIN_DB if is_mixed else 2 * MOST_MARGIN_DB
+        is_last = self.margin >= most
         if self.share is not None or (not is_mixed and (is_last or self.float_islands == "refuse")):
             return None
         if is_mixed and is_last:
             return replace(self, share=1.0)
         if not is_mixed and self.islands is None:
             return replace(self, islands=short_db)
-        # What was missed by far, such as by one channel, is often kept by a few groups more.
-        return replace(self, margin=min(self.margin + 1.5 * max(short_db, 1.0), MOST_MARGIN_DB))
+        # What was missed by far, such as by one channel, is often kept by a few groups more; floats are dear.
+        step = min(1.5 * max(short_db, 1.0), math.inf if is_mixed else _FLOATS_STEP_DB)
+        return replace(self, margin=min(self.margin + step, most))
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place.
@@ -347,9 +355,11 @@ class Quantize(Pass):
             # What is named stays what it is called.
             return choice.of(item).width is None or bool(choice.include or choice.ruled(item))
 
+        packed = _with_packed_weights(model)
         prepared = prepare(model, lambda item: choice.of(item) is not Computes.FLOAT, keeps, self.target)
-        pairs = itertools.chain.from_iterable(prepared.replaced.values())
-        places |= {id(made): places[id(was)] for was, made in pairs}
+        packed -= _with_packed_weights(model)
+        for was, made in itertools.chain.from_iterable(prepared.replaced.values()):
+            places[id(made)] = places[id(was)]
         # What computes in integers already is no less done where nothing else can.
         is_done = bool(computed_kinds(model)) and not prepared.modified
         check_target(model, self.target, typed=False)
@@ -360,44 +370,40 @@ class Quantize(Pass):
         operators = [operator for _, operator in model.operators()]
         hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
         reasons = {key: why for key, why in plan.modes.reasons.items() if key not in set(map(id, hybrid))}
-        spared = [item for item in operators if choice.width(item) is not None and bits(item) is None]
-        reasons |= {id(item): f"outputs lose too much with it in {self.activations}" for item in spared}
+        lossy = f"outputs lose too much with it in {self.activations}"
+        reasons |= {id(item): lossy for item in operators if choice.width(item) and bits(item) is None}
         skips = self._check(plan, operators, reasons, places, is_done=is_done)
         if not plan.modes.widths:
-            return PassResult(
-                self.name,
-                (),
-                tuple(skips),
-                idle=_counted("of what computes in floats, none can compute in integers", skips),
-            )
+            idle = _counted("of what computes in floats, none can compute in integers", skips)
+            return PassResult(self.name, (), tuple(skips), idle=idle)
         if self.effort is not Effort.FAST and calibration.activations is None:
             notes.insert(0, f"weights are rounded as by --effort fast: {self.effort.value} needs --inputs")
         notes += calibration.notes
         rounder = self._rounder(plan, calibration, context)
-        weight_of = plan.weights(rounder)
         computes = {key: f"int{width}" for key, width in plan.modes.widths.items()}
         editor = Editor(model)
-        plan.convert(editor, weight_of)
+        plan.convert(editor, plan.weights(rounder))
         border = retype(model, editor, *self._asked, ranges, recipe, self.target)
         editor.finish()
         known = set(map(id, operators))
-        new = (item for _, item in model.operators() if id(item) not in known)
-        conversions = sum(row_of(item) in CONVERSIONS for item in new)
+        conversions = sum(row_of(i) in CONVERSIONS for _, i in model.operators() if id(i) not in known)
         notes.append(f"{conversions} conversion(s) between floats and integers, or between integers")
-        notes += recipe.notes()
-        notes += [*prepared.notes(), *border.notes, *editor.notes, *rounder.notes()]
+        notes += [*recipe.notes(), *prepared.notes(), *border.notes, *editor.notes, *rounder.notes()]
+        if self.target is not Target.MICRO:
+            # What was made floats and stays so becomes integers again: the file would grow.
+            hybrid += [item for item in operators if id(item) in packed & reasons.keys()]
         for operator in self._hybrid(model, hybrid, context):
             computes[id(operator)] = Computes.HYBRID.value
-        reasons |= {id(item): _NO_HYBRID for item in hybrid if id(item) not in computes}
+        stay = {id(item): _NO_HYBRID for item in hybrid} | reasons
+        reasons = {key: why for key, why in stay.items() if key not in computes}
+        done = (item for item in operators if id(item) in computes)
         edits: list[Change] = [
-            OperatorChange(places.get(id(item), "(new)"), item.code.name, computes[id(item)])
-            for item in operators
-            if id(item) in computes
+            OperatorChange(places.get(id(item), "(new)"), item.code.name, computes[id(item)]) for item in done
         ]
         skips = self._check(plan, operators, reasons, places, is_done=is_done)
         told = (*edits, *border.edits), (*skips, *border.skips), tuple(notes)
-        made = PassResult(self.name, *told, grows=True, files=calibration.files, retyped=bool(border.edits))
-        return replace(made, strictest=strictest)
+        result = PassResult(self.name, *told, grows=True, files=calibration.files, retyped=bool(border.edits))
+        return replace(result, strictest=strictest)
 
     @property
     def _fixed(self) -> Recipe:
@@ -524,8 +530,8 @@ class Quantize(Pass):
             found = search.settle(wish, self.margin)
         else:
             found = search.widest_share(self.share)
-        if not is_mixed and mixture.share(found.wide) == 1.0:
-            # Nothing but floats would keep it: it is refused as it was.
+        if not is_mixed and mixture.share(found.wide) > _MOST_FLOATS:
+            # Little but floats would keep it: it is refused as it was.
             return choice.width, True, []
         told = f"{len(found.wide)} of {len(mixture.units)} scale groups "
         kept = f"{found.snr:.1f} dB on the samples at hand, {mixture.narrow} bits keep {found.narrowest:.1f}"
@@ -589,6 +595,20 @@ class Quantize(Pass):
                 f"{len(skips)} operator(s) would stay float: {named}{more}", remedy="allow --float-islands"
             )
         return skips
+
+
+def _with_packed_weights(model: Model) -> set[int]:
+    """Returns the operators, by id, whose weights are stored as integers."""
+    graph = Graph.of(model)
+    stored = {
+        id(operator): [stored_constant(weight, graph) for weight in weights_of(operator)]
+        for _, operator in model.operators()
+    }
+    return {
+        key
+        for key, items in stored.items()
+        if any(item and item.dtype_name.startswith("INT") for item in items)
+    }
 
 
 def _kept(context: Context, name: str) -> dict[Any, Any]:
