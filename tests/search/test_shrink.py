@@ -212,6 +212,7 @@ def test_the_same_again_from_half_of_the_measurements(
     assert json.loads((tmp_path / "state.json").read_text())["noises"] == data["noises"]
 
 
+@pytest.mark.runtime
 def test_a_state_of_something_else_is_named(digits: tuple[Path, Judging, Path], tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text('{"a": 1}')
     with pytest.raises(tfl_rewrite.FileAccessError, match="holds no state of a search"):
