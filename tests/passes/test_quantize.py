@@ -364,8 +364,12 @@ def test_what_integers_ruin_stays_float_where_the_outputs_ask_for_it(tmp_path: P
 
 
 @pytest.mark.runtime
-def test_what_stays_float_has_integer_weights_where_it_had_them(tmp_path: Path) -> None:
-    """The weights of a hybrid kernel became floats to be rounded anew; the file would grow by them."""
+@pytest.mark.parametrize("more", [True, False])
+def test_what_stays_float_has_integer_weights_where_it_had_them(tmp_path: Path, more: bool) -> None:
+    """The weights of a hybrid kernel became floats to be rounded anew; the file would grow by them.
+
+    Without more operators, two of three would be floats: that is no model in integers.
+    """
     net, sizes = Net(), np.array([60.0] * 4 + [1.0] * 4, np.float32)
     weights = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
     given = net.constant("spreading", weights * sizes[:, None])
@@ -373,14 +377,19 @@ def test_what_stays_float_has_integer_weights_where_it_had_them(tmp_path: Path) 
     hidden = net.dense(pixels, given, "hidden")
     even = net.add("MUL", [hidden, net.constant("back", 1 / sizes)], "even", (1, 8))
     net.output(net.dense(even, net.weights("v", (8, 8)), "out"))
-    net.output(
-        net.dense(net.dense(pixels, net.weights("a", (8, 64)), "aside"), net.weights("b", (8, 8)), "more")
-    )
+    if more:
+        aside = net.dense(pixels, net.weights("a", (8, 64)), "aside")
+        net.output(net.dense(aside, net.weights("b", (8, 8)), "more"))
     source, hybrid, target, inputs = (tmp_path / name for name in ("in.tflite", "hybrid", "out", "in.npz"))
     save(net.model, source)
     np.savez(inputs, **{"in": np.random.default_rng(1).uniform(-1, 1, (24, 1, 64)).astype(np.float32)})
     rewrite(source, hybrid, [QuantizeWeights(min_elements=1)], judging=Judging(mode="off"))
-    report = made(hybrid, target, Judging(inputs=(inputs,), resolver=("builtin",)))
+    judging = Judging(inputs=(inputs,), resolver=("builtin",))
+    if not more:
+        with pytest.raises(RewriteFailed, match="give --activations mixed"):
+            made(hybrid, target, judging)
+        return
+    report = made(hybrid, target, judging)
     assert report.verdict is not None and report.verdict.passed
     assert [change.activations for change in report.results[0].changes] == ["hybrid", *["int8"] * 3]
     kinds = {tensor.name: tensor.dtype_name for tensor in load(target).subgraphs[0].tensors}

@@ -13,7 +13,7 @@ import numpy as np
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.patterns import CLOSE, INTEGERS, Constant, Either, Match, Op, Value, op
 from tfl_rewrite.editing.replacements import Fusion, Making, Refused, stamped
-from tfl_rewrite.kernels.operands import scales_of, zero_points_of
+from tfl_rewrite.kernels.operands import fused_clamp, scales_of, zero_points_of
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.table import (
     BATCH_MATMUL,
@@ -27,7 +27,6 @@ from tfl_rewrite.kernels.table import (
     RESHAPE,
     ROWS,
     SUM,
-    row_named,
     row_of,
 )
 from tfl_rewrite.model.graph import Graph
@@ -36,7 +35,6 @@ from tfl_rewrite.numerics.products import same_padding
 
 _X, _WEIGHTS = Value("x"), Value("weights")
 _PADDING = schema().enums["Padding"].values
-_NAMES = {number: name for name, number in schema().enums["ActivationFunctionType"].values.items()}
 
 # -- Padding -------------------------------------------------------------------------------------------------
 
@@ -88,8 +86,7 @@ def _is_positive(graph: Graph, tensor: Tensor) -> bool:
     maker = graph.maker_of(tensor)
     if maker is None:
         return False
-    fused = row_named(_NAMES.get(maker.option("fused_activation_function") or 0, ""))
-    return any(row.clamp is not None and row.clamp[0] >= 0 for row in (row_of(maker), fused))
+    return any(clamp is not None and clamp[0] >= 0 for clamp in (row_of(maker).clamp, fused_clamp(maker)))
 
 
 _PADDED = Either(

@@ -10,11 +10,11 @@ import numpy as np
 
 from tfl_rewrite.integers.modes import Modes, Range, float_inputs, float_outputs, kernel_of, least_score
 from tfl_rewrite.kernels.integer import CELL_SCALES, Memory, Scales
-from tfl_rewrite.kernels.operands import input_of
+from tfl_rewrite.kernels.operands import fused_activation, input_of
 from tfl_rewrite.kernels.operators import Squash
-from tfl_rewrite.kernels.table import ADD, SUB, row_named, row_of
+from tfl_rewrite.kernels.table import ADD, SUB, row_of
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Operator, Quantization, Tensor, schema
+from tfl_rewrite.model.ir import Operator, Quantization, Tensor
 
 LEAST_SCALE = float(np.finfo(np.float32).tiny)
 """XNNPACK refuses subnormal ones."""
@@ -344,7 +344,8 @@ def _joined(ranges: Sequence[Range]) -> Range:
 
 def _before_fused(operator: Operator, width: int, need: Range) -> Range:
     """Returns how far sums matter, before an activation function cuts them off."""
-    kernel = row_named(_FUSED.get(operator.option("fused_activation_function"), "")).integer
+    fused = fused_activation(operator)
+    kernel = None if fused is None else fused.integer
     low, high = ALL if kernel is None else kernel.bends.get(width, ALL)
     return max(need[0], low), min(need[1], high)
 
@@ -358,7 +359,3 @@ def _summand(operator: Operator, position: int, need: Range, other: Range) -> Ra
             return least - high, most - low
         least, most = -most, -least
     return low - most, high - least
-
-
-_FUSED = {number: name for name, number in schema().enums["ActivationFunctionType"].values.items()}
-"""Activation functions by their number in options."""

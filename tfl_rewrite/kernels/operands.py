@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,10 +12,10 @@ import numpy.typing as npt
 
 from tfl_rewrite.kernels.integer import Memory
 from tfl_rewrite.kernels.operators import Need, OperatorRow, ProductKind
-from tfl_rewrite.kernels.table import DEQUANTIZE, RESHAPE, row_of
+from tfl_rewrite.kernels.table import DEQUANTIZE, RESHAPE, row_named, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor, schema
 
 # Met by how constants are chosen and rounded: sparse ones and outputs are no candidates, zero points are 0,
 # scales are normal numbers, and one axis is settled per constant.
@@ -79,6 +80,23 @@ def stored_constant(tensor: Tensor, graph: Graph) -> Tensor | None:
         return None
     source = input_of(maker, 0)
     return source if source is not None and graph.is_constant(source) and not source.is_sparse else None
+
+
+ACTIVATIONS = schema().enums["ActivationFunctionType"].values
+"""The numbers of the activations that an operator may do at its end, by the names of their own operators."""
+_ACTIVATION_NAMES = {number: name for name, number in ACTIVATIONS.items()}
+
+
+def fused_activation(operator: Operator) -> OperatorRow | None:
+    """Returns the operator whose work another one does at its end; None where it does none."""
+    number = operator.option("fused_activation_function") or 0
+    return row_named(_ACTIVATION_NAMES.get(number, "")) if number else None
+
+
+def fused_clamp(operator: Operator) -> tuple[float, float] | None:
+    """Returns the range to which an operator cuts what it gives; None where its activation does more."""
+    fused = fused_activation(operator)
+    return (-math.inf, math.inf) if fused is None else fused.clamp
 
 
 def operators_of(model: Model) -> Iterator[tuple[SubGraph, Operator, str]]:

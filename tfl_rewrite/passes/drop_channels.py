@@ -25,7 +25,13 @@ from tfl_rewrite.editing.base import Context, Edit, Effect, Pass, PassResult
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.layer_constants import FLOAT32
 from tfl_rewrite.flatbuf.record import INT32, ScalarVector
-from tfl_rewrite.kernels.operands import constant_values, input_of, is_float_layer, stored_constant
+from tfl_rewrite.kernels.operands import (
+    constant_values,
+    fused_clamp,
+    input_of,
+    is_float_layer,
+    stored_constant,
+)
 from tfl_rewrite.kernels.operators import ProductKind
 from tfl_rewrite.kernels.products import SAME
 from tfl_rewrite.kernels.table import (
@@ -51,8 +57,6 @@ _NOTHING = 1e-10
 
 _KINDS = (ProductKind.DENSE, ProductKind.CONVOLUTION, ProductKind.DEPTHWISE)
 _UNKNOWN = np.array(np.nan)
-_CUTS = {0: (-np.inf, np.inf), 1: (0.0, np.inf), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
-"""What a fused activation cuts numbers to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +207,7 @@ class _Channels:
         if row.product not in _KINDS or operator.code.custom is not None or not is_float_layer(operator):
             return None
         (source, weight), output = operator.inputs[:2], operator.outputs[0]
-        cut = _CUTS.get(operator.option("fused_activation_function") or 0)
+        cut = fused_clamp(operator)
         values = None if weight is None or not self._is_alone(weight) else self._values(weight)
         if source is None or weight is None or output is None or values is None or cut is None:
             return None
@@ -257,7 +261,8 @@ class _Channels:
         if through is None or output is None:
             self.pinned.update(map(id, everything))
             return
-        cut = row.clamp or _CUTS[operator.option("fused_activation_function") or 0]
+        cut = row.clamp or fused_clamp(operator)
+        assert cut is not None
         self._join(*sources, output)
         self.known[id(output)] = np.clip(through, *cut)
 
@@ -266,7 +271,7 @@ class _Channels:
         row = row_of(operator)
         if output is None or not sources or operator.code.custom is not None:
             return None
-        if (operator.option("fused_activation_function") or 0) not in _CUTS:
+        if fused_clamp(operator) is None:
             return None
         shapes = {(item.shape or (0,))[-1] for item in (*sources, output)}
         if len(shapes) > 1 or any(item.dtype != FLOAT32 for item in (*sources, output)):

@@ -28,6 +28,7 @@ from tfl_rewrite.editing.layer_fusions import LAYER_FUSIONS
 from tfl_rewrite.editing.metadata import positions_moved
 from tfl_rewrite.editing.patterns import INTEGERS, Constant, Either, Match, Op, Part, Value, op
 from tfl_rewrite.editing.replacements import Fusion, Making, Refused, fuse, stamped
+from tfl_rewrite.kernels.operands import ACTIVATIONS, fused_clamp
 from tfl_rewrite.kernels.operators import OperatorRow
 from tfl_rewrite.kernels.table import (
     ABS,
@@ -55,13 +56,10 @@ from tfl_rewrite.kernels.table import (
     row_of,
 )
 from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.ir import Model, Operator, Tensor, schema
+from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.options.option import option
 
 _X = Value("x")
-_ACTIVATIONS = schema().enums["ActivationFunctionType"].values
-_NAMES = {number: name for name, number in _ACTIVATIONS.items()}
-_UNBOUNDED = -math.inf, math.inf
 
 
 def _one(row: OperatorRow, match: Match, editor: Editor, **options: object) -> list[Operator]:
@@ -110,13 +108,12 @@ def _spelled(row: OperatorRow) -> Fusion:
 def _absorb(match: Match, editor: Editor) -> Sequence[Operator] | None:
     """Has an operator do the work of the clamp behind it, on top of that of its own one."""
     host, clamp = match.nodes["host"], row_of(match.operators[-1]).clamp
-    name = _NAMES.get(host.option("fused_activation_function") or 0, "")
-    own = _UNBOUNDED if name == "NONE" else row_named(name).clamp
+    own = fused_clamp(host)
     assert clamp is not None
     if own is None:
         return None
     both = max(own[0], clamp[0]), min(own[1], clamp[1])
-    number = next((_ACTIVATIONS.get(row.name) for row in CLAMPS if row.clamp == both), None)
+    number = next((ACTIVATIONS.get(row.name) for row in CLAMPS if row.clamp == both), None)
     if number is None:
         return None
     editor.set_option(host, "fused_activation_function", number)
@@ -242,7 +239,7 @@ FUSIONS: tuple[Fusion, ...] = (
     _gelu(op(TANH, _TANH_OF), approximate=True),
     _gelu(op(_ERF, _SHRUNK), approximate=False),
     *LAYER_FUSIONS,
-    *map(_spelled, sorted((row for row in CLAMPS if row.name in _ACTIVATIONS), key=_width)),
+    *map(_spelled, sorted((row for row in CLAMPS if row.name in ACTIVATIONS), key=_width)),
     _BEHIND,
 )
 """All of them, in the order of preference: what an activation was spelled out in is not fused apart."""
