@@ -441,8 +441,12 @@ def test_the_model_is_simplified_where_outputs_allow(tmp_path: Path, monkeypatch
     assert report.recipe().startswith("# tfl-rewrite simplify IN OUT\n")
     assert load(tmp_path / "out.tflite").subgraphs[0].tensor("cut").shape == (1, 48)
     monkeypatch.setattr("tfl_rewrite.passes.drop_channels._NOTHING", 0.9)
+    clocks: list[Clock] = []
+    started = Clock.__post_init__
+    monkeypatch.setattr(Clock, "__post_init__", lambda self: clocks.append(self) or started(self))
     with opened_for(Wanted(goal=goal, frame=Frame(path), judging=judging)) as opened:
         assert opened.wanted.frame.before == (), "they were needed"
+        assert clocks == [opened.clock], "the time of looking at the simplified model counts"
 
 
 @pytest.mark.runtime

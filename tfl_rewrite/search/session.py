@@ -191,12 +191,15 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(wanted: Wanted, progress: Progress | None = None) -> Iterator[Session]:
+def session(
+    wanted: Wanted, progress: Progress | None = None, clock: Clock | None = None
+) -> Iterator[Session]:
     """Opens a search.
 
     Args:
         wanted: What to search for, and with what.
         progress: Called with what is going on, and how many of how many steps are done.
+        clock: Of a search that began before; its own without it.
 
     Raises:
         UnsupportedError: The original cannot be run, so nothing can be measured.
@@ -204,7 +207,7 @@ def session(wanted: Wanted, progress: Progress | None = None) -> Iterator[Sessio
     """
     checked, goal, source = wanted.judging, wanted.goal, wanted.frame.source
     progress = progress or (lambda _what, _done, _total: None)
-    clock = Clock(goal.time_limit)
+    clock = Clock(goal.time_limit) if clock is None else clock
     with Scratch() as scratch:
         split = _split(wanted, scratch)
         parts = [replace(checked, inputs=part, holdout=()) for part in split.folds]

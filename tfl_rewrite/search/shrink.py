@@ -27,7 +27,7 @@ from tfl_rewrite.pipeline.report import Plan
 from tfl_rewrite.pipeline.rewrite import PathLike, carry_out, source_of
 from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.search.anytime import Anytime
-from tfl_rewrite.search.clock import TimeIsUp
+from tfl_rewrite.search.clock import Clock, TimeIsUp
 from tfl_rewrite.search.downloads import by_steps, smallest_download
 from tfl_rewrite.search.goals import ANY, FLOATS, INTEGERS, Goal, Objective
 from tfl_rewrite.search.integers import FLOAT_SHARE, Tried, chosen, of_floats, rivals, why_not
@@ -145,7 +145,7 @@ def search_and_publish(
 
 @contextlib.contextmanager
 def opened_for(wanted: Wanted, progress: Progress | None = None) -> Iterator[Session]:
-    """Opens a search in the simplified model, where that is smaller and keeps the budget.
+    """Opens a search in the simplified model, where that is smaller and keeps the budget; its time counts.
 
     Args:
         wanted: What to search for, and with what.
@@ -154,13 +154,14 @@ def opened_for(wanted: Wanted, progress: Progress | None = None) -> Iterator[Ses
     Raises:
         UsageError, UnsupportedError: As for :func:`tfl_rewrite.search.session.session`.
     """
-    simple = replace(wanted, frame=replace(wanted.frame, before=(Simplify(), *wanted.frame.before)))
-    if _is_worth(simple.frame):
-        with session(simple, progress) as opened:
+    clock, frame = Clock(wanted.goal.time_limit), wanted.frame
+    frame = replace(frame, before=(Simplify(), *frame.before))
+    if _is_worth(frame):
+        with session(replace(wanted, frame=frame), progress, clock) as opened:
             if opened.trials.measure({}).missing(wanted.goal) <= 0:
                 yield opened
                 return
-    with session(wanted, progress) as opened:
+    with session(wanted, progress, clock) as opened:
         yield opened
 
 
@@ -169,9 +170,8 @@ def _is_worth(frame: Frame) -> bool:
     source, sizes = Source.of(frame.source), list[int]()
     try:
         for passes in (frame.before, frame.before[1:]):
-            model = source.model()
-            packing = last_packing(run_passes(model, [*passes, *frame.after]))
-            sizes.append(layout(model, packing=packing).nbytes)
+            results = run_passes(model := source.model(), [*passes, *frame.after])
+            sizes.append(layout(model, packing=last_packing(results)).nbytes)
     except UNMADE:
         return False
     return sizes[0] < sizes[1]
