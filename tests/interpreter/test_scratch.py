@@ -52,7 +52,7 @@ def children_in(folder: Path) -> list[int]:
     return found
 
 
-def wait_until(condition, seconds=20.0):
+def wait_until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -87,7 +87,7 @@ def test_interrupted_run(tmp_path, temporary, number):
         wait_until(lambda: len(children_in(temporary)) == 3 and len(list(temporary.rglob("0.0.npy"))) > 0)
         time.sleep(0.3)
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == -number, stderr.decode()
