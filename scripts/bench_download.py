@@ -17,6 +17,7 @@ independent Gaussian weights with the error that those of the file have, channel
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,7 +34,6 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.numerics.codecs import Codec
-from tfl_rewrite.numerics.entropy import rate_limit
 from tfl_rewrite.passes.dequantize import Dequantize
 from tfl_rewrite.weights.grids import find_constants
 
@@ -60,6 +60,31 @@ def floats_of(path: Path) -> dict[str, np.ndarray]:
         whole = item.values().astype(np.float64).reshape(rows.outer, rows.channels, rows.inner)
         weights[item.where] = whole.transpose(1, 0, 2).reshape(rows.channels, -1)
     return weights
+
+
+def rate_limit(power: np.ndarray, strength: np.ndarray, noise: float) -> float:
+    """Returns the least bits with which independent Gaussian weights err by so much: their Shannon limit.
+
+    Args:
+        power: Mean square of the weights of each column, ``[columns]``.
+        strength: What a squared error of each counts, ``[columns]``: the diagonal of the triangular factor
+            of what they meet.
+        noise: Mean over rows of the error, as counted.
+
+    Returns:
+        Bits for a row of one weight a column: ``sum max(0, log2(power * strength / level) / 2)``, with the
+        level at which ``sum min(power * strength, level)`` is the noise.
+    """
+    whole = np.sort((power * strength).reshape(-1))
+    if noise <= 0 or not whole.any():
+        return 0.0 if not whole.any() else math.inf
+    if noise >= whole.sum():
+        return 0.0
+    below = np.concatenate([[0.0], np.cumsum(whole)[:-1]])
+    # Of these levels, each drowns the columns before its own: the one that fits lies under the next column.
+    levels = (noise - below) / np.arange(whole.size, 0, -1)
+    level = float(levels[int(np.argmax(levels <= whole))])
+    return float(0.5 * np.log2(np.maximum(whole / level, 1.0)).sum())
 
 
 def limit_of(original: dict[str, np.ndarray], path: Path) -> float:

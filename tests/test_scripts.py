@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tfl_rewrite import check
@@ -205,3 +206,24 @@ def test_a_table_of_options_says_what_its_rows_say() -> None:
         tables.written(page.replace("dedup", "nothing"))
     assert "`--granularity auto\\|channel\\|tensor`" in tables.table(catalog.find("round-weights"))
     assert "| `--int8` | round int8" in tables.table(catalog.find("round-weights"))
+
+
+def test_the_limit_of_equal_columns_is_half_a_logarithm() -> None:
+    rate_limit = script("bench_download").rate_limit
+    power, strength = np.full(10, 4.0), np.full(10, 0.5)
+    assert rate_limit(power, strength, 10 * 0.125) == pytest.approx(10 * 0.5 * math.log2(16))
+    assert rate_limit(power, strength, 20.0) == 0.0
+    assert rate_limit(np.zeros(3), np.ones(3), 0.0) == 0.0
+
+
+def test_the_limit_leaves_out_what_drowns() -> None:
+    rate_limit = script("bench_download").rate_limit
+    random = np.random.default_rng(3)
+    whole = random.exponential(size=50)
+    for noise in (0.5, 5.0, 20.0, 40.0):
+        low, high = 0.0, float(whole.max())
+        for _ in range(80):
+            level = (low + high) / 2
+            low, high = (level, high) if np.minimum(whole, level).sum() < noise else (low, level)
+        wanted = float(0.5 * np.log2(np.maximum(whole / high, 1)).sum()) if noise < whole.sum() else 0.0
+        assert rate_limit(whole, np.ones(50), noise) == pytest.approx(wanted, abs=1e-6)

@@ -226,10 +226,3 @@ def test_equal_labels_mean_the_same_tensor(
     one: list[tuple[str, int]], two: list[tuple[str, int]], expected: list[list[str]]
 ) -> None:
     assert labels(one, two) == expected
-
-
-def test_a_hash_tells_how_much_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likeness, "_PIECE", 4)
-    ticks: list[int] = []
-    digest(OwnedBlob(bytes(10)), ticks.append)
-    assert ticks == [4, 4, 2]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
-from tfl_rewrite.numerics.entropy import Rate, entropy, rate_limit, water_filled
+from tfl_rewrite.numerics.entropy import Rate, entropy, water_filled
 from tfl_rewrite.numerics.gptq import feedback
 from tfl_rewrite.numerics.metric import Metric
 from tfl_rewrite.numerics.symmetric import Levels
@@ -74,22 +72,3 @@ def test_water_filling_saves_most_bits_within_every_bound() -> None:
         other = squared * np.exp(0.3 * random.standard_normal(4))
         other /= (other @ costs).max()
         assert float(weights @ np.log(other)) < best + 1e-3
-
-
-def test_the_limit_of_equal_columns_is_half_a_logarithm() -> None:
-    power, strength = np.full(10, 4.0), np.full(10, 0.5)
-    assert rate_limit(power, strength, 10 * 0.125) == pytest.approx(10 * 0.5 * math.log2(16))
-    assert rate_limit(power, strength, 20.0) == 0.0
-    assert rate_limit(np.zeros(3), np.ones(3), 0.0) == 0.0
-
-
-def test_the_limit_leaves_out_what_drowns() -> None:
-    random = np.random.default_rng(3)
-    whole = random.exponential(size=50)
-    for noise in (0.5, 5.0, 20.0, 40.0):
-        low, high = 0.0, float(whole.max())
-        for _ in range(80):
-            level = (low + high) / 2
-            low, high = (level, high) if np.minimum(whole, level).sum() < noise else (low, level)
-        wanted = float(0.5 * np.log2(np.maximum(whole / high, 1)).sum()) if noise < whole.sum() else 0.0
-        assert rate_limit(whole, np.ones(50), noise) == pytest.approx(wanted, abs=1e-6)

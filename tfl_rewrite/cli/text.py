@@ -240,13 +240,12 @@ def print_error(error: TflRewriteError) -> None:
         print_lines([json.dumps({"schema": 1, "error": told}, indent=2)])
 
 
-def complain(text: str, arguments: Iterable[str] = (), program: str = "tfl-rewrite") -> None:
+def complain(text: str, arguments: Iterable[str] = ()) -> None:
     """Prints an error in one line; of each thing that it repeats, such as a name, as much as can be read.
 
     Args:
         text: What is wrong.
         arguments: Those of the command line, which may hold spaces.
-        program: Who says it.
     """
     shown = safe(text, limit=sys.maxsize)
     for argument in arguments:
@@ -255,7 +254,7 @@ def complain(text: str, arguments: Iterable[str] = (), program: str = "tfl-rewri
                 form = safe(form, limit=sys.maxsize)
                 shown = shown.replace(form, _cut(form, LONGEST_WORD))
     shown = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda found: _cut(found[0], LONGEST_WORD), shown)
-    warn(f"{program}: error: {_cut(shown, LONGEST_ERROR)}")
+    warn(f"tfl-rewrite: error: {_cut(shown, LONGEST_ERROR)}")
 
 
 def warn(text: str) -> None:

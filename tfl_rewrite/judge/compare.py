@@ -123,16 +123,16 @@ def _findings(tally: OutputTally, tolerance: Tolerance) -> list[_Finding]:
         text = f"{tally.nonfinite} of {tally.elements} elements are NaN or infinite on one side only"
         return [_Finding("finite", text, math.inf)]
     if tally.is_countable:
-        return [_equal_share(tally, tolerance), *_largest_error(tally, tolerance, tally.max_integer_error)]
+        return [_equal_share(tally, tolerance), *_largest_error(tolerance, tally.max_integer_error)]
     scale = max(tally.facts.scales) if tally.facts.is_quantized else 1.0
     return [
         _ratio(tally, tolerance),
-        *_largest_error(tally, tolerance, tally.max_error * scale),
+        *_largest_error(tolerance, tally.max_error * scale),
         *_classes(tally, tolerance),
     ]
 
 
-def _largest_error(tally: OutputTally, tolerance: Tolerance, error: float) -> list[_Finding]:
+def _largest_error(tolerance: Tolerance, error: float) -> list[_Finding]:
     bound = tolerance.max_abs_error
     if bound is None or error <= bound:
         return []

@@ -37,33 +37,21 @@ def pieces(blob: Blob) -> Iterator[memoryview]:
         blob.release(start, len(part))
 
 
-def digest(blob: Blob, tick: Callable[[int], None] | None = None) -> bytes:
-    """Returns a hash of all bytes (BLAKE2b, 16 bytes).
-
-    Args:
-        blob: Read in pieces.
-        tick: Called with the bytes done.
-    """
+def digest(blob: Blob) -> bytes:
+    """Returns a hash of all bytes (BLAKE2b, 16 bytes), which are read in pieces."""
     made = hashlib.blake2b(digest_size=16)
     for piece in pieces(blob):
         made.update(piece)
-        if tick is not None:
-            tick(len(piece))
     return made.digest()
 
 
-def same_bytes(one: Blob, two: Blob, tick: Callable[[int], None] | None = None) -> bool:
+def same_bytes(one: Blob, two: Blob) -> bool:
     """Compares all bytes, up to the first difference."""
     if one.nbytes != two.nbytes:
         return False
     if one.identity == two.identity:
         return True
-    for left, right in zip(pieces(one), pieces(two), strict=True):
-        if not equal_pieces(left, right):
-            return False
-        if tick is not None:
-            tick(len(left))
-    return True
+    return all(equal_pieces(left, right) for left, right in zip(pieces(one), pieces(two), strict=True))
 
 
 def equal_pieces(left: bytes | memoryview, right: bytes | memoryview) -> bool:

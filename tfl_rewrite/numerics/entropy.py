@@ -99,28 +99,3 @@ def water_filled(costs: Float64, weights: Float64, allowed: float) -> Float64:
     squared = weights / (costs @ price)
     made: Float64 = squared * (allowed / float((squared @ costs).max()))
     return made
-
-
-def rate_limit(power: Float64, strength: Float64, noise: float) -> float:
-    """Returns the least bits with which independent Gaussian weights err by so much: their Shannon limit.
-
-    Args:
-        power: Mean square of the weights of each column, ``[columns]``.
-        strength: What a squared error of each counts, ``[columns]``: the diagonal of the triangular factor
-            of what they meet.
-        noise: Mean over rows of the error, as counted.
-
-    Returns:
-        Bits for a row of one weight a column: ``sum max(0, log2(power * strength / level) / 2)``, with the
-        level at which ``sum min(power * strength, level)`` is the noise.
-    """
-    whole = np.sort((power * strength).reshape(-1))
-    if noise <= 0 or not whole.any():
-        return 0.0 if not whole.any() else math.inf
-    if noise >= whole.sum():
-        return 0.0
-    below = np.concatenate([[0.0], np.cumsum(whole)[:-1]])
-    # Of these levels, each drowns the columns before its own: the one that fits lies under the next column.
-    levels = (noise - below) / np.arange(whole.size, 0, -1)
-    level = float(levels[int(np.argmax(levels <= whole))])
-    return float(0.5 * np.log2(np.maximum(whole / level, 1.0)).sum())

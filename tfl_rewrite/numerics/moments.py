@@ -175,9 +175,9 @@ class Moments:
         sums = np.einsum("hgii->gi", self.square, dtype=np.float64)
         return np.asarray(sums / max(1.0, float(self.count.sum())))
 
-    def covariance(self, *, centred: bool, half: int | None = None) -> Float32:
-        """Returns the shrunk second moments; see :meth:`Covariances.of`."""
-        return Covariances(self).of(centred=centred, half=half)
+    def covariance(self, *, centred: bool) -> Float32:
+        """Returns the shrunk second moments of all samples; see :meth:`Covariances.of`."""
+        return Covariances(self).of(centred=centred)
 
     def error(self, weight: Float32, rounded: Float32, bias: Float64 | None, half: int) -> float:
         """Returns the mean squared error of the products of some rows on one half of the samples, summed.
