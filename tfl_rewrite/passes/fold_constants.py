@@ -4,10 +4,12 @@ Goes: SHAPE of a tensor all of whose sizes are known (:mod:`tfl_rewrite.editing.
 operator whose inputs are constants then; the runtime itself computes them, in the sandboxed child, with all
 its kernels, which have to agree to the bit. Then constants that only these have read.
 
-Stays: what draws random numbers, keeps a state, runs subgraphs or is custom; what makes an output; what would
-take more bytes than ``max_growth`` allows; DEQUANTIZE and DENSIFY, which store weights small, unless asked
-for (``weights``); weights that an operator computes, where a kernel may add in another order with constant
-ones. Sizes of inputs are those that the file states (``shape_signature`` -1 is any size).
+Stays: what draws random numbers, keeps a state, runs subgraphs or is custom; what makes an output; DEQUANTIZE
+and DENSIFY, which store weights small, unless asked for (``weights``); weights that an operator computes,
+where a kernel may add in another order with constant ones; an operator whose results take over ``max_growth``
+bytes more than the constants that it alone needed. That is asked of each by itself: of their sum a second run
+would not know what the first one took. Sizes of inputs are those that the file states (``shape_signature`` -1
+is any size).
 
 Outputs are equal to the bit. Refuses when metadata refers to what would move
 (:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
@@ -54,8 +56,8 @@ class FoldConstants(Pass):
 
     max_growth: int = option(
         1024,
-        "fold where the constants of the file take at most N bytes more in all; shapes and axes take a few, "
-        "and what makes them fewer is always folded",
+        "fold an operator where its results take at most N bytes more than the constants that it alone "
+        "needs; shapes and axes take a few",
         metavar="N",
         bounds=(0, 1 << 40),
     )
@@ -73,16 +75,14 @@ class FoldConstants(Pass):
         changes: list[Edit] = []
         skips: dict[int, Skip] = {}
         notes: list[str] = []
-        left = self.max_growth
         for _ in range(_MOST_ROUNDS):
-            folder = _Folder(model, self.weights, left, skips)
+            folder = _Folder(model, self.weights, self.max_growth, skips)
             done = [edit for subgraph in model.subgraphs for edit in folder.fold(subgraph)]
             if not done:
                 break
             folder.wires.finish()
             notes += folder.wires.editor.notes
             changes += done
-            left = folder.left
         if not changes:
             idle = "no operator gives the same in every run"
             return PassResult(self.name, (), tuple(skips.values()), idle=idle)
@@ -96,12 +96,12 @@ class _Folder:
     Args:
         model: Changed in place.
         weights: Whether weights that are stored small are folded, too.
-        left: Bytes that constants may take more.
+        growth: Bytes that what an operator gives may take more than what only it needed.
         skips: By the id of the operator; added to.
     """
 
-    def __init__(self, model: Model, weights: bool, left: int, skips: dict[int, Skip]) -> None:
-        self.model, self.weights, self.left, self.skips = model, weights, left, skips
+    def __init__(self, model: Model, weights: bool, growth: int, skips: dict[int, Skip]) -> None:
+        self.model, self.weights, self.growth, self.skips = model, weights, growth, skips
         self.wires = Rewiring(model)
         self.shapes, self.graph = self.wires.shapes, self.wires.graph
         self._shared = {key for key, tensors in model.holders().items() if len(tensors) > 1}
@@ -191,7 +191,7 @@ class _Folder:
                     self.skips[id(operator)] = Skip(label(operator), reason, "weights")
                     return False
         known = [size for size in sizes if size is not None]
-        return self._allowed(operator, known, self._freed(operator, candidates), note=True, commit=False)
+        return self._allowed(operator, known, self._freed(operator, candidates))
 
     def _nbytes(self, tensor: Tensor) -> int | None:
         shape = self.shapes.full(tensor)
@@ -199,25 +199,14 @@ class _Folder:
             None if shape is None else dtypes.BY_VALUE[tensor.dtype].nbytes(int(np.prod(shape, dtype=object)))
         )
 
-    def _allowed(
-        self,
-        operator: Operator,
-        sizes: Iterable[int],
-        freed: int = 0,
-        *,
-        note: bool = True,
-        commit: bool = True,
-    ) -> bool:
-        """Whether there is room for constants; takes it."""
+    def _allowed(self, operator: Operator, sizes: Iterable[int], freed: int = 0) -> bool:
+        """Whether what an operator gives may be constants of such sizes; where it may not, says why."""
         growth = sum(sizes) - freed
-        if growth > 0 and growth > self.left:
-            if note:
-                reason = f"it would take {growth:,} bytes more, and --max-growth leaves {self.left:,}"
-                self.skips[id(operator)] = Skip(label(operator), reason, "growth")
+        if growth > self.growth:
+            reason = f"it would take {growth:,} bytes more; --max-growth allows {self.growth:,}"
+            self.skips[id(operator)] = Skip(label(operator), reason, "growth")
             return False
-        if commit:
-            self.left -= max(growth, 0)
-            self.skips.pop(id(operator), None)
+        self.skips.pop(id(operator), None)
         return True
 
     def _freed(self, operator: Operator, candidates: dict[int, Operator]) -> int:

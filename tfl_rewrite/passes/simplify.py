@@ -2,10 +2,10 @@
 
 In each round, in this order: ``remove-noops``, ``fuse``, ``fold-batch-norms``, ``drop-channels``,
 ``fold-constants``, ``dedup`` and ``remove-dead``; what one of them leaves is often what another looks for.
-Each keeps its own promise, which says what goes, what stays and may differ; ``fold-constants`` folds within
-its ``max-growth`` in all. Outputs are equal to the bit where nothing was folded into weights or computed in
-another order, and within 120 dB where something was; ``--no-fold`` leaves that. Refuses when metadata refers
-to what would move (:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
+Each keeps its own promise, which says what goes, what stays and may differ. Outputs are equal to the bit
+where nothing was folded into weights or computed in another order, and within 120 dB where something was;
+``--no-fold`` leaves that. Refuses when metadata refers to what would move
+(:mod:`tfl_rewrite.editing.metadata`). A second run finds nothing.
 """
 
 from __future__ import annotations
@@ -58,16 +58,14 @@ class Simplify(Pass):
         Raises:
             UnsupportedError: Metadata refers to what would move.
         """
-        from tfl_rewrite.passes.fold_constants import FoldConstants
         from tfl_rewrite.passes.fuse import xnnpack_notes
 
-        held, limit = _nbytes(model), FoldConstants().max_growth
+        steps = self._steps()
         changes: list[Change] = []
         notes: dict[str, None] = {}
         counts: Counter[str] = Counter()
         exact = True
         for _ in range(_MOST_ROUNDS):
-            steps = self._steps(min(limit, max(0, limit - (_nbytes(model) - held))))
             results = run_passes(model, steps, context)
             for step, result in zip(steps, results, strict=True):
                 counts[step.name] += len(result.changes)
@@ -93,8 +91,8 @@ class Simplify(Pass):
         """Returns the pass without what is computed in another order; None where it is."""
         return replace(self, fold=False) if self.fold else None
 
-    def _steps(self, growth: int) -> Sequence[Pass]:
-        """Returns the passes of a round, in which constants may grow by so many bytes."""
+    def _steps(self) -> Sequence[Pass]:
+        """Returns the passes of a round."""
         from tfl_rewrite.passes.dedup import Dedup
         from tfl_rewrite.passes.drop_channels import DropChannels
         from tfl_rewrite.passes.fold_batch_norms import FoldBatchNorms
@@ -108,7 +106,7 @@ class Simplify(Pass):
             RemoveNoops(),
             Fuse() if self.fold else Fuse(only=tuple(kind for kind in KINDS if kind not in inexact)),
             *((FoldBatchNorms(), DropChannels()) if self.fold else ()),
-            FoldConstants(max_growth=growth),
+            FoldConstants(),
             Dedup(pure_custom=self.pure_custom),
             RemoveDead(pure_custom=self.pure_custom),
         )
@@ -118,10 +116,6 @@ def after_simplify(item: Pass) -> Sequence[Pass]:
     """Returns the parts of a pass that has an option ``simplify``: this one first, where it is set."""
     kept: Any = item
     return (Simplify(), replace(kept, simplify=False)) if kept.simplify else (item,)
-
-
-def _nbytes(model: Model) -> int:
-    return sum(buffer.nbytes for buffer in model.buffers)
 
 
 def _named(change: Change, name: str) -> Change:
