@@ -118,7 +118,18 @@ def test_values_that_do_not_exist(
     [
         (["compact", "--align", "3"], "argument --align: N is 3; give a power of two"),
         (["compact", "--strip", "all"], "argument --strip: cannot strip 'all'"),
-        (["run", "--pass", "compact:align=3"], "align: N is 3; give a power of two"),
+        (["run", "--pass", "compact:align=3"], "compact: align: N is 3; give a power of two"),
+        (["reshape", "--input", "nosuch=1,2"], "{dense}: --input nosuch=1,2: no input is named 'nosuch'"),
+        (["reshape", "--input", "1,2,3"], "{dense}: --input 1,2,3: input 'x' has 2 axes"),
+        (["split", "--at", "nosuch"], "{dense}: --at nosuch: no tensor is named 'nosuch'"),
+        (["chain", "--prepend", "softmax"], "--prepend softmax: stage 'softmax' is unknown"),
+        (["chain", "--append", "top-k:k"], "--append top-k:k: top-k: k = 'k' is no whole number"),
+        (["chain", "--append", "argmax:tensor=x"], "--append argmax:tensor=x: no output is named 'x'"),
+        (["chain", "--connect", "y", "{dense}"], "--connect y: it has no ="),
+        (["chain", "--connect", "y=y", "{dense}"], "--connect y=y: no input of the second model is named"),
+        (["remove-dead", "--outputs", "nosuch"], "--outputs: no tensor is named 'nosuch'"),
+        (["remove-dead", "--outputs", "#0", "--signature", "a"], "--signature: the model has no signature"),
+        (["metadata", "--input-name", "a", "--input-name", "b"], "--input-name: 2 names for 1 inputs"),
         (["repair", "--only", "min-runtimes"], "argument --only: repair 'min-runtimes' is unknown"),
         (["retarget", "--target", "9"], "argument --target: "),
         (["quantize-weights", "--include", "("], "argument --include: '(' is not a regular expression"),
@@ -140,9 +151,11 @@ def test_values_that_do_not_exist(
 def test_what_is_wrong_names_its_option(
     capsys: pytest.CaptureFixture[str], dense: Path, out: Path, words: list[str], option: str
 ) -> None:
-    code, text, error = call(capsys, words[0], dense, out, *words[1:])
+    words = [word.format(dense=dense) for word in words]
+    files = [dense, *([words.pop()] if words[-1] == str(dense) else []), out]
+    code, text, error = call(capsys, words[0], *files, *words[1:])
     assert code == 2 and text == "" and not out.exists()
-    assert f"error: {option}" in error and error.count("\n") == 1
+    assert f"error: {option.format(dense=dense)}" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_where_to_cut_is_said_once(tmp_path: Path) -> None:
         with pytest.raises(UsageError):
             SplitOptions(**given)  # type: ignore[arg-type]
     for options, why in (
-        (SplitOptions(at=["w0"]), r"in\.tflite: no tensor is named 'w0'"),
+        (SplitOptions(at=["w0"]), r"in\.tflite: --at w0: no tensor is named 'w0'"),
         (SplitOptions(at=["y"]), "more than one tensor is named 'y'"),
     ):
         with pytest.raises(UsageError, match=why):

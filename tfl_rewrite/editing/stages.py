@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,7 +34,7 @@ from tfl_rewrite.kernels.table import (
 )
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Model, Quantization, Signature, SubGraph, Tensor, new_record
-from tfl_rewrite.options.option import check_options, option, options_of, read_options, unknown
+from tfl_rewrite.options.option import check_options, naming, option, options_of, read_options, unknown
 
 Array = npt.NDArray[Any]
 _REALS = ("FLOAT32",)
@@ -123,6 +123,7 @@ class Stage(ABC):
         short: The option that may be given without its name.
         before: Whether it stands before an input.
         tensor: The input or output, by its name; None for the only one.
+        asked: The option and its value that asked for it, with a colon, for messages.
     """
 
     name: ClassVar[str]
@@ -130,6 +131,7 @@ class Stage(ABC):
     before: ClassVar[bool] = True
 
     tensor: str | None = option(None, "which input or output (default: the only one)", metavar="NAME")
+    asked: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         """Brings the options into form.
@@ -343,15 +345,17 @@ def stage_of(text: str, *, before: bool) -> Stage:
     Raises:
         UsageError: There is no such stage or option, or a value does not fit.
     """
-    name, _, rest = text.partition(":")
-    known = {key: kind for key, kind in STAGES.items() if kind.before is before}
-    if name not in known:
-        raise unknown("--prepend" if before else "--append", name, known)
-    kind = known[name]
-    first, comma, more = rest.partition(",")
-    if first and "=" not in first and kind.short:
-        rest = f"{kind.short}={first}{comma}{more}"
-    return kind(**read_options(rest, options_of(kind), name))
+    asked = f"--{'prepend' if before else 'append'} {text}:"
+    with naming(asked):
+        name, _, rest = text.partition(":")
+        known = {key: kind for key, kind in STAGES.items() if kind.before is before}
+        if name not in known:
+            raise unknown("stage", name, known)
+        kind = known[name]
+        first, comma, more = rest.partition(",")
+        if first and "=" not in first and kind.short:
+            rest = f"{kind.short}={first}{comma}{more}"
+        return kind(asked=asked, **read_options(rest, options_of(kind), name))
 
 
 def between(given: Tensor, taken: Tensor) -> Made | None:

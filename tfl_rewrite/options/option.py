@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, field, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tfl_rewrite.errors import UsageError, check_number, near_names
+from tfl_rewrite.errors import UnsupportedError, UsageError, check_number, near_names
 from tfl_rewrite.options.frozen import frozen
 
 Made = TypeVar("Made")
@@ -241,12 +241,11 @@ class Option:
         """
         if value is None and self.nullable:
             return None
-        try:
-            return self.checked(self.kind.take(value))
-        except ValueError as error:
-            place = f"{where}: " if where else ""
-            shown = f"{value!r:.{_LONGEST_SHOWN}}"
-            raise UsageError(f"{place}{self.name} = {shown} {error}") from None
+        with naming(where and f"{where}:"):
+            try:
+                return self.checked(self.kind.take(value))
+            except ValueError as error:
+                raise UsageError(f"{self.name} = {value!r:.{_LONGEST_SHOWN}} {error}") from None
 
     def given(self, value: Any) -> None:
         """Refuses a value of the command line, in the words of the parser.
@@ -452,10 +451,11 @@ def read_options(text: str, options: Iterable[Option], owner: str) -> dict[str, 
             raise unknown(f"{owner}: option", name.strip(), [other.replace("_", "-") for other in known])
         if not sign:
             raise UsageError(f"{part!r} of {owner} has no value", remedy=f"write {name.strip()}=VALUE")
-        try:
-            found[row.name] = row.read(value)
-        except ValueError as error:
-            raise UsageError(f"{owner}: {name} = {value!r} {error}") from None
+        with naming(f"{owner}:"):
+            try:
+                found[row.name] = row.read(value)
+            except ValueError as error:
+                raise UsageError(f"{name} = {value!r} {error}") from None
     return found
 
 
@@ -479,11 +479,15 @@ def take_options(values: Mapping[str, Any], options: Iterable[Option], where: st
 
 @contextlib.contextmanager
 def naming(option: str) -> Iterator[None]:
-    """Begins what a ``UsageError`` says with the option that it is about."""
+    """Begins what an error says with the option that it is about, such as ``--input a=b:``; empty: nothing.
+
+    What is done with a value of an option stands under it where the model is what refuses that value.
+    """
     try:
         yield
-    except UsageError as error:
-        raise UsageError(f"{option} {error.what}", remedy=error.remedy) from None
+    except (UsageError, UnsupportedError) as error:
+        error.what = f"{option} {error.what}".lstrip()
+        raise
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:

@@ -22,6 +22,7 @@ from tfl_rewrite.editing.names import index_of, numbered, signature_named, tenso
 from tfl_rewrite.errors import UsageError, near_names
 from tfl_rewrite.flatbuf.record import Record
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor, new_record
+from tfl_rewrite.options.option import naming
 
 
 class Cut(Pass):
@@ -64,12 +65,14 @@ class Cut(Pass):
         part = _Part(model, self._subgraph(model))
         main = part.subgraph
         before = (list(main.inputs), list(main.outputs))
-        inputs = before[0] if self.inputs is None else part.resolve(self.inputs, "input")
-        outputs = before[1] if self.outputs is None else part.resolve(self.outputs, "output")
-        for tensor in inputs:
-            if tensor.is_constant or tensor.is_variable:
-                kind = "variable" if tensor.is_variable else "constant"
-                raise UsageError(f"{tensor.name!r} is a {kind} and cannot become an input")
+        with naming("--outputs:"):
+            outputs = before[1] if self.outputs is None else part.resolve(self.outputs, "output")
+        with naming("--inputs:"):
+            inputs = before[0] if self.inputs is None else part.resolve(self.inputs, "input")
+            for tensor in inputs:
+                if tensor.is_constant or tensor.is_variable:
+                    kind = "variable" if tensor.is_variable else "constant"
+                    raise UsageError(f"{tensor.name!r} is a {kind} and cannot become an input")
         after = (inputs, outputs)
         if all(_ids(old) == _ids(new) for old, new in zip(before, after, strict=True)):
             return PassResult(self.name, grows=True, idle="it has these inputs and outputs already")
@@ -103,7 +106,8 @@ class Cut(Pass):
     def _subgraph(self, model: Model) -> SubGraph:
         """Returns the subgraph to cut."""
         if self.signature is not None:
-            return signature_named(model, self.signature).subgraph
+            with naming("--signature:"):
+                return signature_named(model, self.signature).subgraph
         names = [*(self.inputs or ()), *(self.outputs or ())]
         counts = [_Part(model, item).count(names) for item in model.subgraphs]
         # What is wrong with a name is said of the subgraph that has the others.

@@ -181,9 +181,8 @@ class SetMetadata(Pass):
                     )
                 rows = [record("TensorMetadata", name=item.name or None) for item in tensors]
             if len(names) > len(rows):
-                raise UsageError(
-                    f"{len(names)} names for {len(rows)} {side}", remedy="give one for each at most"
-                )
+                what = f"--{side[:-1]}-name: {len(names)} names for {len(rows)} {side}"
+                raise UsageError(what, remedy="give one for each at most")
             for place, name in enumerate(names):
                 rows[place] = rows[place].replace(name=name)
             sides[side] = rows

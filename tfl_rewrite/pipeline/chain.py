@@ -35,7 +35,7 @@ from tfl_rewrite.kernels.reads import late_releases, version_counts
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken, problems
 from tfl_rewrite.model.ir import Metadata, Model, Signature, Tensor
-from tfl_rewrite.options.option import check_options, option
+from tfl_rewrite.options.option import check_options, naming, option
 from tfl_rewrite.passes.dedup import constant_buffers, equal_blobs
 from tfl_rewrite.pipeline.described import described, joined_zip, lost
 from tfl_rewrite.pipeline.report import Report, RewriteFailed, unverified
@@ -252,7 +252,9 @@ class _Work:
             end.feed = (OUTSIDE, len(first) + place)
         stages: dict[int, list[Stage]] = {}
         for stage in before:
-            stages.setdefault(find([*first, *open_ends], stage.tensor, "input"), []).append(stage)
+            with naming(stage.asked):
+                place = find([*first, *open_ends], stage.tensor, "input")
+            stages.setdefault(place, []).append(stage)
         feeds = [wiring.before(end, stages.get(place, ())) for place, end in enumerate([*first, *open_ends])]
         number = wiring.add(names[0], models[0], self.sources[0], feeds[: len(first)])
         ends = ends_of(models[0], [(number, at) for _, at in gives], outputs=True)

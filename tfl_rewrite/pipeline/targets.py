@@ -9,7 +9,7 @@ from tfl_rewrite.editing.axes import Shape
 from tfl_rewrite.editing.sizes import Asked
 from tfl_rewrite.errors import UsageError, near_names
 from tfl_rewrite.model.ir import Model, SubGraph, Tensor
-from tfl_rewrite.options.option import check_options, option
+from tfl_rewrite.options.option import check_options, naming, option
 
 _MOST_SIZE = (1 << 31) - 1
 TRIAL = 3
@@ -140,25 +140,26 @@ def _given(model: Model, entered: Sequence[SubGraph], texts: Sequence[str]) -> d
             names.setdefault(str(entry.get("name") or ""), []).append(item)
     made: dict[int, Shape] = {}
     for text in texts:
-        name, sizes = _parsed(text)
-        if name is None and len({id(item) for item in entered[0].inputs}) != 1:
-            known = ", ".join(repr(item) for item in names)
-            raise UsageError(f"--input {text}: which input is not said", remedy=f"name one of {known}")
-        found = entered[0].inputs if name is None else names.get(name, [])
-        if not found:
-            near = near_names(name or "", names)
-            known = ", ".join(repr(item) for item in names) or "none"
-            raise UsageError(
-                f"no input is named {name!r}",
-                remedy=f"did you mean {near[0]!r}?" if near else f"the model has {known}",
-            )
-        for item in found:
-            _check_fit(item, sizes)
-            if (other := made.setdefault(id(item), sizes)) != sizes:
+        with naming(f"--input {text}:"):
+            name, sizes = _parsed(text)
+            if name is None and len({id(item) for item in entered[0].inputs}) != 1:
+                known = ", ".join(repr(item) for item in names)
+                raise UsageError("which input is not said", remedy=f"name one of {known}")
+            found = entered[0].inputs if name is None else names.get(name, [])
+            if not found:
+                near = near_names(name or "", names)
+                known = ", ".join(repr(item) for item in names) or "none"
                 raise UsageError(
-                    f"--input {text}: {item.name!r} is to have the shape {list(other)}, too",
-                    remedy="give each input one shape",
+                    f"no input is named {name!r}",
+                    remedy=f"did you mean {near[0]!r}?" if near else f"the model has {known}",
                 )
+            for item in found:
+                _check_fit(item, sizes)
+                if (other := made.setdefault(id(item), sizes)) != sizes:
+                    raise UsageError(
+                        f"{item.name!r} is to have the shape {list(other)}, too",
+                        remedy="give each input one shape",
+                    )
     return made
 
 
@@ -179,7 +180,7 @@ def _parsed(text: str) -> tuple[str | None, Shape]:
         made = (0,)
     if not all(1 <= size <= _MOST_SIZE for size in made):
         raise UsageError(
-            f"--input {text}: {sizes!r} is no shape",
+            f"{sizes!r} is no shape",
             remedy="give sizes of 1 or more, such as image=1,320,320,3; --dynamic-batch frees the first",
         )
     return (name if found else None), made

@@ -16,6 +16,7 @@ from tfl_rewrite.files.source import Source, save
 from tfl_rewrite.judge.routes import Feed, Named
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.options.option import naming
 from tfl_rewrite.reading.metadata import with_media
 
 PathLike = str | os.PathLike[str]
@@ -164,12 +165,13 @@ class Wiring:
         end.through = tuple(stage.name for stage in stages)
         line: list[Made] = []
         for stage in reversed(stages):
-            if wanted.dtype != like.dtype:
-                raise UsageError(
-                    f"{stage.name} gives floats, and what follows takes {wanted.dtype_name.lower()}",
-                    remedy="say cast first: values go through in the order that is given",
-                )
-            line.insert(0, stage.make(wanted))
+            with naming(stage.asked):
+                if wanted.dtype != like.dtype:
+                    raise UsageError(
+                        f"{stage.name} gives floats, and what follows takes {wanted.dtype_name.lower()}",
+                        remedy="say cast first: values go through in the order that is given",
+                    )
+                line.insert(0, stage.make(wanted))
             wanted = line[0].model.subgraphs[0].inputs[0]
         last = between(line[-1].model.subgraphs[0].outputs[0], end.tensor)
         feed = end.feed
@@ -206,14 +208,15 @@ class Wiring:
             UsageError, UnsupportedError: A stage is not possible there.
         """
         for stage in stages:
-            place = find(ends, stage.tensor, "output")
-            end = ends[place]
-            if not end.tensor.shape and not end.through:
-                end.tensor = shaped(end)
-            like = as_float(end.tensor)
+            with naming(stage.asked):
+                place = find(ends, stage.tensor, "output")
+                end = ends[place]
+                if not end.tensor.shape and not end.through:
+                    end.tensor = shaped(end)
+                like = as_float(end.tensor)
+                made = stage.make(like)
             first = between(end.tensor, like)
             feed = end.feed if first is None else (self.add_stage(first, end.feed), 0)
-            made = stage.make(like)
             outputs = made.model.subgraphs[0].outputs
             number = self.add_stage(made, feed)
             for key, argument in end.arguments:
@@ -287,21 +290,24 @@ def links_of(
         return _guessed(outputs, inputs)
     links: dict[int, int] = {}
     for text in texts:
-        # A name may have the sign in it.
-        halves = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "="]
-        if not halves:
-            raise UsageError(f"--connect {text!a}", remedy="say OUTPUT=INPUT, such as embedding=x")
-        known = [
-            pair for pair in halves if _is_known([*outputs, *taken], pair[0]) and _is_known(inputs, pair[1])
-        ]
-        one, other = (known or halves)[0]
-        place = find(inputs, other, "input of the second model")
-        if place in links:
-            raise UsageError(f"two outputs are connected with {other!r}", remedy="connect one")
-        if _is_known(taken, one) and not _is_known(outputs, one):
-            links[place] = len(outputs) + find(taken, one, "input of the first model")
-        else:
-            links[place] = find(outputs, one, "output of the first model")
+        with naming(f"--connect {text}:"):
+            # A name may have the sign in it.
+            halves = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "="]
+            if not halves:
+                raise UsageError("it has no =", remedy="say OUTPUT=INPUT, such as embedding=x")
+            known = [
+                pair
+                for pair in halves
+                if _is_known([*outputs, *taken], pair[0]) and _is_known(inputs, pair[1])
+            ]
+            one, other = (known or halves)[0]
+            place = find(inputs, other, "input of the second model")
+            if place in links:
+                raise UsageError(f"two outputs are connected with {other!r}", remedy="connect one")
+            if _is_known(taken, one) and not _is_known(outputs, one):
+                links[place] = len(outputs) + find(taken, one, "input of the first model")
+            else:
+                links[place] = find(outputs, one, "output of the first model")
     return links
 
 

@@ -22,7 +22,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model, SubGraph, Tensor
 from tfl_rewrite.options.json_data import JsonData
-from tfl_rewrite.options.option import NBYTES, check_options, option
+from tfl_rewrite.options.option import NBYTES, check_options, naming, option
 from tfl_rewrite.pipeline.report import unverified, with_newer
 from tfl_rewrite.pipeline.wiring import ends_of, find
 from tfl_rewrite.reading.metadata import on_disk, with_media
@@ -296,7 +296,11 @@ class _Work:
         whole = [item for item in main.tensors if id(item) in made]
         asked = SubGraph(main.tensors, [], whole, [])
         ends = ends_of(Model([], [asked], []), [(0, 0)] * len(whole), outputs=True)
-        return self.partition.at([whole[find(ends, name, "tensor")] for name in self.options.at])
+        found = []
+        for name in self.options.at:
+            with naming(f"--at {name}:"):
+                found.append(whole[find(ends, name, "tensor")])
+        return self.partition.at(found)
 
     def _cut(self, cuts: Sequence[int]) -> None:
         self.cuts = list(cuts)
