@@ -158,6 +158,21 @@ def rows_on_axes() -> Made:
     return made(net, net.add("FULLY_CONNECTED", [source, weights, bias], "out", (2, 3, 5), **options))
 
 
+def with_bytes(result: Any) -> Made:
+    """All bytes there are."""
+    net = Net()
+    source = net.input("in", (2, 128), np.uint8)
+    model, _ = made(net, net.add("CAST", [source], "out", (2, 128), dtype=result))
+    return model, [np.arange(256, dtype=np.uint8).reshape(2, 128)]
+
+
+def below_zero(kind: str, divisor: Any) -> Made:
+    """Whole numbers divided of which most leave something over, on both sides of 0."""
+    model, _ = with_constant(kind, divisor, (5, 5), (5, 5), np.int32)
+    ends = [-(2**31), -(2**31) + 1, 2**31 - 1, 2**31 - 2, 0]
+    return model, [np.concatenate([np.arange(-10, 10), ends]).astype(np.int32).reshape(5, 5)]
+
+
 CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "add": (lambda: binary("STABLEHLO_ADD"), "2.14"),
     "multiply": (lambda: binary("STABLEHLO_MULTIPLY"), "2.14"),
@@ -201,6 +216,11 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "bools": (lambda: with_constant("PAD", [[1, 0], [0, 2]], (2, 3), (3, 5), np.bool_), "2.14"),
     "move bools": (lambda: with_constant("GATHER", [2, 0], (3, 4), (2, 4), np.bool_), "tflm"),
     "equal": (lambda: binary("EQUAL", np.int16, np.bool_), "2.14"),
+    "floats of bytes": (lambda: with_bytes(np.float32), "tflm"),
+    "numbers of bytes": (lambda: with_bytes(np.int32), "tflm"),
+    "quotients": (lambda: below_zero("FLOOR_DIV", [3, 1, 7, 2, 2**31 - 1]), "tflm"),
+    "rests": (lambda: below_zero("FLOOR_MOD", [3, 1, 7, 2, 2**31 - 1]), "tflm"),
+    "quotients by one number": (lambda: below_zero("FLOOR_DIV", 5), "tflm"),
     "less": (lambda: binary("LESS", np.int16, np.bool_), "tflm"),
 }
 ROUNDED = ("gelu", "power")
@@ -260,6 +280,10 @@ def test_every_row_is_tried() -> None:
         lambda: largest((2, 20), 11),
         lambda: with_constant("REDUCE_PROD", [0, 2], (2, 3, 2), (3,)),
         lambda: with_constant("REDUCE_PROD", 0, (17, 2), (2,)),
+        lambda: with_constant("FLOOR_DIV", [2, 0], (3, 2), (3, 2), np.int32),
+        lambda: with_constant("FLOOR_MOD", -3, (3, 2), (3, 2), np.int32),
+        lambda: binary("FLOOR_DIV", np.int32),
+        lambda: with_bytes(np.int64),
     ],
 )
 def test_what_has_no_row_stays(make: Callable[[], Made]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tfl_rewrite.cli.render_judge import verdict_lines
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.files.source import load, save
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.pipeline.verify import verify
@@ -134,6 +135,21 @@ def test_interface_differences_are_told_exactly(plus, more, text):
     verdict = verify(plus([1]), plus([1], **more))
     assert verdict.status == "fail"
     assert any(text in reason for reason in verdict.reasons)
+
+
+@pytest.mark.runtime
+def test_an_output_may_say_the_shape_that_it_has(tmp_path, plus):
+    """Of an output that says none; of another one that is a difference."""
+    stated, silent = plus([1]), tmp_path / "silent.tflite"
+    model = load(stated)
+    model.subgraphs[0].outputs[0].shape = None
+    save(model, silent)
+    verdict = verify(silent, stated)
+    assert verdict.status == "pass"
+    assert verdict.notes[0] == "output 0 ('y') of the model is float32[1, 4] instead of float32[]"
+    assert "float32[] instead of float32[1, 4]" in verify(stated, silent).reasons[0]
+    retyped = verify(silent, plus([1], dtype="int32"))
+    assert any("int32[1, 4] instead of float32[]" in reason for reason in retyped.reasons)
 
 
 @pytest.mark.runtime

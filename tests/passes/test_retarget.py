@@ -391,6 +391,9 @@ def test_micro_is_told_the_shapes_that_tensors_have() -> None:
     assert inner.shape == (2, 3)
     assert said(results) == ["inner: 1 shape(s) written down as they are at run time"]
     assert said(retargeted(net.model, "tflm")) == []
+    net.graph.outputs[0].shape = None
+    assert said(retargeted(net.model, "tflm")) == ["out: 1 shape(s) written down as they are at run time"]
+    assert net.graph.outputs[0].shape == (2, 3)
     # Callers would see another shape.
     net.graph.outputs[0].shape = (3, 2)
     with pytest.raises(UnsupportedError, match=r"output 'out' has the shape \[2, 3\]"):

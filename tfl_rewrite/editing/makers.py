@@ -16,9 +16,9 @@ from tfl_rewrite.kernels import table
 from tfl_rewrite.kernels.copies import copy_of
 from tfl_rewrite.kernels.operands import constant_values, scales_of
 from tfl_rewrite.kernels.operators import OperatorRow
-from tfl_rewrite.kernels.table import ADD, CONCATENATION, MUL, SUB, TRANSPOSE_CONV, row_of
+from tfl_rewrite.kernels.table import ADD, CONCATENATION, DEQUANTIZE, MUL, SUB, TRANSPOSE_CONV, row_of
 from tfl_rewrite.model import dtypes
-from tfl_rewrite.model.ir import Tensor
+from tfl_rewrite.model.ir import Quantization, Tensor
 
 _JOINED = 10
 """Inputs that a CONCATENATION of TFLite Micro takes."""
@@ -90,6 +90,47 @@ def narrow_indices(draft: Draft, row: OperatorRow, first: int = 1) -> bool:
     draft.give(row, inputs)
     step = draft.steps[-1]
     step.options, step.rest = draft.operator.options, draft.operator.rest
+    return True
+
+
+def bytes_by_steps(draft: Draft) -> bool:
+    """Reads 0 to 255 as steps of 1: a RESHAPE says that they are, for the tensor may be an input."""
+    source, output = draft.input(0), draft.output
+    shape = draft.shape(source)
+    if source is None or not shape or source.dtype_name != "UINT8":
+        return False
+    if output.dtype_name not in ("FLOAT32", "INT32"):
+        return False
+    steps = draft.reshaped(source, shape, "steps")
+    steps.quantization = Quantization.single(1.0, 0)
+    if output.dtype_name == "FLOAT32":
+        draft.give(DEQUANTIZE, [steps])
+    else:
+        draft.give_cast(draft.step(DEQUANTIZE, [steps], shape, "numbers", "FLOAT32"))
+    return True
+
+
+def floor(draft: Draft, rest: bool = False) -> bool:
+    """What DIV gives, which cuts off towards 0, less 1 where something below 0 is left.
+
+    Args:
+        draft: Of FLOOR_DIV, or of FLOOR_MOD: of int32, by constants above 0.
+        rest: Whether what is left over is asked for.
+    """
+    source, divisor = draft.operator.inputs
+    by, shape = draft.integers(1), draft.shape(draft.output)
+    if source is None or divisor is None or by is None or shape is None or not len(by) or by.min() < 1:
+        return False
+    if {source.dtype_name, divisor.dtype_name} != {"INT32"}:
+        return False
+    quotient = draft.step(table.DIV, [source, divisor], shape, "quotient")
+    left = draft.step(SUB, [source, draft.step(MUL, [quotient, divisor], shape, "whole")], shape, "left")
+    zero = draft.constant(np.array(0, np.int32), "zero")
+    below = draft.cast(draft.step(table.LESS, [left, zero], shape, "below", "BOOL"), "INT32", "one")
+    if rest:
+        draft.give(ADD, [left, draft.step(MUL, [below, divisor], shape, "turn")])
+    else:
+        draft.give(SUB, [quotient, below])
     return True
 
 

@@ -313,7 +313,8 @@ __all__ = ["Shapes"]
 def record_shapes(model: Model) -> list[Tensor]:
     """Gives tensors that operators make the shapes that they have at run time, where all of one is known.
 
-    Other runtimes work them out; TFLite Micro takes what the file says.
+    Other runtimes work them out; TFLite Micro takes what the file says. A shape that an input or output
+    states stays.
 
     Returns:
         Those that had others.
@@ -322,9 +323,9 @@ def record_shapes(model: Model) -> list[Tensor]:
     for _, operator in model.operators():
         for tensor in operator.outputs:
             full = shapes.full(tensor)
-            if tensor is None or full is None or tensor.is_constant or id(tensor) in shapes.graph.exposed:
+            if tensor is None or full is None or tensor.is_constant:
                 continue
-            if full != (tensor.shape or ()):
+            if full != (tensor.shape or ()) and not (tensor.shape and id(tensor) in shapes.graph.exposed):
                 tensor.shape, tensor.signature = full, None
                 changed.append(tensor)
     return changed

@@ -198,6 +198,9 @@ SUBSTITUTES: tuple[Substitute, ...] = (
         "itself with indices of 32 bits",
         partial(makers.narrow_indices, row=table.DYNAMIC_UPDATE_SLICE, first=2),
     ),
+    Substitute(table.CAST, "DEQUANTIZE with a step of 1", makers.bytes_by_steps),
+    Substitute(table.FLOOR_DIV, "DIV, less 1 where something below 0 is left", makers.floor),
+    Substitute(table.FLOOR_MOD, "what DIV leaves over", partial(makers.floor, rest=True)),
     *_through(table.MOVE_BOOLS, "BOOL", "INT8"),
     *_through(table.COMPARE, "INT16", "INT32"),
 )
