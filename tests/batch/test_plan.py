@@ -71,6 +71,11 @@ def test_nothing_to_do_is_a_usage_error(tree: Path, pattern: str) -> None:
         names(pattern)
 
 
+def test_of_a_folder_the_pattern_is_told_that_takes_its_files(tree: Path) -> None:
+    with pytest.raises(UsageError, match=r"a: is a folder; name the files in it: '/.*/a/\*\*/\*\.tflite'"):
+        names("a")
+
+
 def test_the_key_names_the_work(tree: Path) -> None:
     def key(**judging: object) -> str:
         return plan(plain_config(["a/one.tflite"], GIVEN, judging))[0].key

@@ -132,7 +132,7 @@ def test_a_search_for_each_file(fixtures: Path, tmp_path: Path) -> None:
     )
     assert (found["status"], found["verdict"]) == ("rewritten", "pass") and found["snr_db"] >= 30
     assert found["nbytes_before"] == model.stat().st_size > found["nbytes_after"] == single.stat().st_size
-    assert failed["status"] == "failed" and "no file was found that keeps" in failed["message"]
+    assert failed["status"] == "failed" and "no file was found within the budget" in failed["message"]
     report = json.loads((out / HOME / "reports" / "digits_cnn.tflite.json").read_text())
     assert report["promised_snr_db"] == 30 and report["target"] == str(out / "digits_cnn.tflite")
 

@@ -33,6 +33,12 @@ def test_examples_are_shown_and_can_be_called(capsys: pytest.CaptureFixture[str]
         assert parser("0", [name, *words]).parse_args([name, *words]).command == command.name
 
 
+def test_a_pass_without_a_row_stands_before_what_runs_several() -> None:
+    names = [command.name for command in COMMANDS]
+    assert names.index("compact") < names.index("simplify") < names.index("run")
+    assert names[-2:] == ["help", "completion"]
+
+
 def test_help_without_a_command_is_that_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, "help") == call(capsys, "--help")
     code, said, error = call(capsys, "help", "shrnk")

@@ -81,6 +81,13 @@ def test_inspect(capsys: pytest.CaptureFixture[str], sound: Path) -> None:
     assert data["constants"] + data["structure"] + data["zip_nbytes"] + data["dead"] >= data["nbytes"]
 
 
+def test_what_is_not_listed_is_counted_as_what_it_is(
+    capsys: pytest.CaptureFixture[str], fixtures: Path
+) -> None:
+    _, text, _ = call(capsys, "inspect", fixtures / "mtcnn_rnet.tflite")
+    assert "operators: 14: " in text and "2 x MAX_POOL_2D, and 2 more types\n" in text
+
+
 def test_inspect_malformed(capsys: pytest.CaptureFixture[str], malformed: Path) -> None:
     code, text, error = call(capsys, "inspect", malformed)
     assert code in (0, 3, 5) and bool(text) == (code == 0) and bool(error) == (code != 0)

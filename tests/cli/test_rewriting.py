@@ -96,6 +96,15 @@ def test_nothing_to_do(capsys: pytest.CaptureFixture[str], fixtures: Path, out: 
     assert out.read_bytes() == (fixtures / "already_int8.tflite").read_bytes()
 
 
+@pytest.mark.runtime
+def test_what_had_to_be_taken_back_is_not_nothing_to_do(
+    capsys: pytest.CaptureFixture[str], dense: Path, out: Path
+) -> None:
+    code, text, _ = call(capsys, "quantize-weights", dense, out, "--min-snr", "200", "--samples", "1")
+    assert code == 0 and text.startswith("nothing could stay changed: ") and "; note: " not in text
+    assert "without that it failed: " in text and out.read_bytes() == dense.read_bytes()
+
+
 def test_dry_run(capsys: pytest.CaptureFixture[str], dense: Path, out: Path) -> None:
     code, text, _ = call(capsys, "quantize-weights", dense, out, "--dry-run", "--verify", "off")
     assert code == 0 and "(dry run, not written)" in text and "UNVERIFIED: not run, as asked" in text

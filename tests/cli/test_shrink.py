@@ -69,6 +69,9 @@ def test_all_that_it_writes(fixtures: Path, inputs: Path, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert "SNR promised: " in done.stdout and "<- this one" in done.stdout and "held out" in done.stdout
+    assert (
+        f"\nnext: what changed: tfl-rewrite diff {fixtures / 'digits_cnn.tflite'} {target}\n" in done.stdout
+    )
     report = json.loads(names[3].read_text())
     assert report["schema"] == 1 and report["promised_snr_db"] >= 40.0 and report["promised"]["metric"] == 1.0
     assert target.stat().st_size == report["promised"]["nbytes"] == report["rewrite"]["nbytes_after"]
@@ -96,7 +99,7 @@ def test_impossible_is_four_with_the_table_and_no_file(fixtures: Path, inputs: P
         *QUICK,
     )
     assert done.returncode == 4 and not target.exists()
-    assert "no file was found that keeps SNR of 60 dB, at most 12,000 bytes" in done.stderr
+    assert "no file was found within the budget (SNR of 60 dB, at most 12,000 bytes)" in done.stderr
     assert "size against error" in done.stdout and "Traceback" not in done.stderr
     assert len(json.loads(curve.read_text())["points"]) > 1
 

@@ -180,7 +180,9 @@ class BatchConfig:
         """Refuses what does not fit; a wrong name shows before the first file is touched."""
         check_options(self)
         if not self.out:
-            raise UsageError("no folder to write to", remedy="give --out DIR, or out in [batch]")
+            raise UsageError(
+                "no folder to write to", remedy="give --out DIR, or in a TOML file out = DIR below [batch]"
+            )
         if not self.inputs:
             raise UsageError("no files", file=self.file, remedy="give inputs in [batch], a list of patterns")
         if self.executor != "local" and not self.executor.startswith("dask://"):

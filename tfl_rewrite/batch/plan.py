@@ -158,6 +158,9 @@ def _find(config: BatchConfig) -> tuple[list[tuple[Path, str]], int]:
     """
     plain = [config.base / text for text in config.inputs if not any(char in text for char in _MAGIC)]
     for path in plain:
+        if path.is_dir():
+            pattern = path / "**" / "*.tflite"
+            raise UsageError("is a folder", file=path, remedy=f"name the files in it: '{pattern}'")
         if not path.is_file():
             raise UsageError("no such file", file=path, remedy="check the path")
     roots = [_absolute(path).parent for path in plain]

@@ -67,8 +67,9 @@ def parser(version: str, argv: Sequence[str], *, whole: bool = False) -> argpars
 
 
 def commands() -> list[Command]:
-    """Returns all of them, those that are a pass of the catalogue too; what is about commands comes last."""
-    last = {name: BY_NAME.pop(name) for name in ("help", "completion")}
+    """Returns all of them, those that are a pass of the catalogue too: these before what runs several."""
+    names = list(BY_NAME)
+    last = {name: BY_NAME.pop(name) for name in names[names.index("run") :]}
     BY_NAME.update((command.name, command) for command in commands_of_passes([*BY_NAME, *last]))
     BY_NAME.update(last)
     return list(BY_NAME.values())

@@ -21,7 +21,7 @@ _EVERY_SECONDS, _CLOSING_SECONDS = 0.1, 1.0
 
 
 class Bar:
-    """One bar after the other, each with its rate and the time left.
+    """One bar after the other, each with the time left.
 
     Nothing is printed within the first second, or if not wanted. On a terminal, work whose end nobody knows
     has a line that counts seconds. What is no terminal (a log of a build) gets one line for each part of the
@@ -29,13 +29,10 @@ class Bar:
 
     Args:
         wanted: Whether the user wants any talk.
-        unit: What is counted: bytes, unless it is the name of something else; nothing where it is now this,
-            now that.
     """
 
-    def __init__(self, *, wanted: bool = True, unit: str = "B") -> None:
+    def __init__(self, *, wanted: bool = True) -> None:
         self._enabled = wanted and sys.stderr is not None
-        self._unit = unit
         self._now = ("", 0.0, 0, 0)
         # One is taken by the call that starts the thread, the other released to end it. No conditions and no
         # events: what a signal raises within those leaves them locked.
@@ -46,19 +43,18 @@ class Bar:
         # What follows belongs to the thread alone.
         self._line = ""
         self._bar: Progress | None = None
-        self._first, self._since = 0, 0.0
 
     @classmethod
-    def of(cls, arguments: argparse.Namespace, *, unit: str = "B") -> Bar:
+    def of(cls, arguments: argparse.Namespace) -> Bar:
         """Returns the one that the options ask for."""
-        return cls(wanted=not getattr(arguments, "quiet", False), unit=unit)
+        return cls(wanted=not getattr(arguments, "quiet", False))
 
     def __call__(self, what: str, done: int = 0, total: int = 0) -> None:
         """Takes how far some work is; from any thread.
 
         Args:
             what: The part of the work; another one begins another bar.
-            done: Bytes, or what else is counted, that are done.
+            done: Bytes, runs, or what else is counted, that are done.
             total: Of so many; 0 for work whose end nobody knows.
         """
         if not self._enabled:
@@ -95,19 +91,12 @@ class Bar:
                 print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
             self._line = line
             return
-        now = time.monotonic()
         if self._bar is None:
             self._clear()
             self._bar = _begin(what, total)
-            # Its rate counts from here on: what was done before took an unknown time.
-            self._first, self._since = done, now
         task = self._bar.tasks[0]
         # Of threads that count together, the last one to come here may know least.
-        done = max(int(task.completed), done)
-        rate = ""
-        if self._unit and done > self._first:
-            rate = f"{_scaled((done - self._first) / max(now - self._since, 1e-6), self._unit)}/s"
-        self._bar.update(task.id, completed=done, rate=rate)
+        self._bar.update(task.id, completed=max(int(task.completed), done))
         self._bar.refresh()
 
     def _clear(self) -> None:
@@ -148,20 +137,11 @@ def _begin(what: str, total: int) -> Progress:
         TaskProgressColumn(),
     ]
     if console.width >= _WIDE:
-        columns += [TextColumn("{task.fields[rate]}"), TextColumn("<"), TimeRemainingColumn()]
+        columns += [TextColumn("<"), TimeRemainingColumn()]
     bar = Progress(*columns, console=console, transient=True, auto_refresh=False, expand=True)
-    bar.add_task(what, total=total, rate="")
+    bar.add_task(what, total=total)
     bar.start()
     return bar
-
-
-def _scaled(number: float, unit: str) -> str:
-    """Returns such as ``3.2 MB``."""
-    for prefix in ("", "k", "M", "G"):
-        if number < 1000 or prefix == "G":
-            break
-        number /= 1000
-    return f"{number:.3g} {prefix}{unit}"
 
 
 def _knows_its_size() -> bool:

@@ -40,8 +40,10 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
             lines += noted(result.notes, verbose)
         lines += _finer_lines(report, verbose)
     else:
-        told = [*(_done(result, report) for result in report.results), *_finer_lines(report, verbose)]
+        finer, *notes = _finer_lines(report, verbose) or [""]
+        told = [*(_done(result, report) for result in report.results), finer]
         lines += ["; ".join(filter(None, told))] if any(told) else []
+        lines += notes
     lines += noted(_notes(report, verbose), verbose)
     if report.verdict is not None:
         lines += verified_lines(report.verdict, verbose=verbose)
@@ -51,7 +53,7 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
     lines += _damage_lines(report, verbose)
     if report.blame is not None:
         lines += blame_lines(report.blame, verbose=verbose > 0)
-    return lines + _next(report, verbose)
+    return lines + next_lines(report, verbose=verbose)
 
 
 def verified_lines(verdict: Verdict, *, verbose: int) -> list[str]:
@@ -66,7 +68,8 @@ def _headline(report: Report) -> str:
     source, target = safe(report.source), safe(report.target)
     if report.outcome == "unchanged":
         done = "would be a verbatim copy" if report.dry_run else "is a verbatim copy"
-        return f"nothing to do: {target} {done} of {source} ({size(report.nbytes_before)} bytes)"
+        why = "nothing to do" if report.refused is None else "nothing could stay changed"
+        return f"{why}: {target} {done} of {source} ({size(report.nbytes_before)} bytes)"
     ratio = 100 * report.nbytes_after / report.nbytes_before
     verb = {"rewritten": "->", "failed": "-X->"}[report.outcome]
     tail = " (dry run, not written)" if report.dry_run else ""
@@ -224,7 +227,7 @@ def _finer_lines(report: Report, verbose: int) -> list[str]:
     why = safe("; ".join(report.refused.reasons), limit=300)
     # Such as of inputs that are not finite, which may be the reason; a verdict on what was made has its own.
     told = report.refused.notes if report.verdict is None else ()
-    notes = noted(told, 1)
+    notes = noted(told, verbose)
     if not report.finer:
         return [f"as asked for, it failed: {why}", *notes]
     forms = Counter(item.form for item in report.finer)
@@ -264,7 +267,7 @@ def _damage_lines(report: Report, verbose: int) -> list[str]:
     return lines
 
 
-def _next(report: Report, verbose: int) -> list[str]:
+def next_lines(report: Report, *, verbose: int) -> list[str]:
     """Says what to do with the file; after a failure, the error says it."""
     if report.outcome != "rewritten":
         return []

@@ -20,6 +20,7 @@ from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.pipeline.report import Culprit, Damage, Finer, Place, RewriteFailed
 from tfl_rewrite.weights.candidates import UNNAMED
+from tfl_rewrite.work import current, working
 
 Levels = Mapping[Place, int]
 """How much finer constants are stored than was asked for; see :attr:`Pass.finer`."""
@@ -122,13 +123,15 @@ class Trials:
     def judge(self, levels: Levels) -> Verdict | None:
         """Makes a file and runs it; None if that changes nothing, or cannot be made."""
         model = self._source.model()
-        try:
-            results = run_passes(model, refined(self.passes, levels), self._context)
-        except TflRewriteError:
-            return None
-        if not any(result.modified for result in results):
-            return None
-        self.nbytes = save(model, self._path, force=True, packing=last_packing(results))
+        # What the trials are for has been said; how far each of them is says nothing about that.
+        with working(threads=current().threads):
+            try:
+                results = run_passes(model, refined(self.passes, levels), self._context)
+            except TflRewriteError:
+                return None
+            if not any(result.modified for result in results):
+                return None
+            self.nbytes = save(model, self._path, force=True, packing=last_packing(results))
         return self._judge.compare(self._path)
 
 

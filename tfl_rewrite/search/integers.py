@@ -300,7 +300,7 @@ def of_floats(opened: Session, search: Search | None, found: Found) -> Tried:
     """Returns what came of floats; without a search, the original."""
     curve = tuple(search.curve) if search is not None else ()
     if found.promised is None or found.proven is None:
-        told = f"no file was found that keeps {opened.wanted.goal.text()}"
+        told = f"no file was found within the budget ({opened.wanted.goal.text()})"
         return Tried(activations=FLOATS, reason=told, search=search, curve=curve)
     made = Tried(
         activations=FLOATS,

@@ -204,20 +204,21 @@ def _short_inspection(found: Inspection) -> list[str]:
         lines.append(f"signatures: {_few([safe(item.key) for item in found.signatures])}")
     count = sum(row.count for row in found.operators)
     told = [f"{row.count} x {safe(row.name)}" for row in found.operators]
-    lines.append(f"operators: {count}: {_few(told)}")
+    lines.append(f"operators: {count}: {_few(told, 'type')}")
     types = [f"{row.count} x {safe(row.name)} ({size(row.nbytes)} bytes)" for row in found.by_dtype]
     waste = ((found.duplicates, "twice"), (found.unused, "unused"), (found.dead, "unexplained"))
     spare = [f"{size(number)} bytes {what}" for number, what in waste if number]
-    lines.append(f"constants: {_few(types) or 'none'}" + (f"; {', '.join(spare)}" if spare else ""))
+    lines.append(f"constants: {_few(types, 'type') or 'none'}" + (f"; {', '.join(spare)}" if spare else ""))
     runtime = found.min_runtime or "unknown"
     lines.append(f"oldest runtime: TensorFlow {runtime}; next: -v shows tensors and metadata")
     return lines + [f"a rewrite would be refused: {safe(text, limit=400)}" for text in found.refusals]
 
 
-def _few(texts: Sequence[str]) -> str:
-    """Joins the first of some texts, and counts the others."""
+def _few(texts: Sequence[str], noun: str = "") -> str:
+    """Joins the first of some texts, and counts the others; ``noun`` says of what each of them is one."""
     more = len(texts) - _FEW
-    return ", ".join(texts[:_FEW]) + (f", and {more} more" if more > 0 else "")
+    told = counted(more, f"more {noun}") if noun else f"{more} more"
+    return ", ".join(texts[:_FEW]) + (f", and {told}" if more > 0 else "")
 
 
 def _interface_lines(found: Inspection) -> list[str]:

@@ -21,7 +21,7 @@ from tfl_rewrite.errors import (
 from tfl_rewrite.judge.settings import FOLDED
 from tfl_rewrite.options.option import made_with, options_of
 from tfl_rewrite.pipeline.report import Judge, Plan, Report, RewriteFailed
-from tfl_rewrite.search.rewrite import carry_out, is_searched
+from tfl_rewrite.search.rewrite import carry_out
 from tfl_rewrite.work import working
 
 if TYPE_CHECKING:
@@ -176,9 +176,7 @@ def rewrite_file(arguments: argparse.Namespace, passes: list[Pass], judge: Judge
         judge: See :attr:`Plan.judge`.
     """
     judging = judging_of(arguments)
-    # A search counts runs.
-    searched = any(map(is_searched, passes))
-    bar = Bar.of(arguments, unit="" if searched else "B")
+    bar = Bar.of(arguments)
     side = SideFiles(arguments)
     try:
         plan = Plan(

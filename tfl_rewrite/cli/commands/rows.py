@@ -357,6 +357,20 @@ COMMANDS = (
         ),
     ),
     Command(
+        "shrink",
+        "find the smallest file within a budget (lossy)",
+        "Measures what each encoding of each constant costs at the outputs, chooses the smallest file that "
+        "keeps the budget, and proves it on inputs that the search never saw. LOSSY: outputs change within "
+        "the budget. Exit 4, with the trade-offs that were found, if a file that keeps it is "
+        "larger than was asked for.",
+        "shrink:shrink_file",
+        _shrinking,
+        (
+            "tfl-rewrite shrink in.tflite out.tflite --min-snr 30 --inputs samples.npz",
+            "tfl-rewrite shrink in.tflite out.tflite --max-size 5MB",
+        ),
+    ),
+    Command(
         "round-weights",
         "round constants so that the file compresses better (lossy)",
         run="rewrite:round_weights",
@@ -515,6 +529,38 @@ COMMANDS = (
         ("tfl-rewrite inspect model.tflite -v", "tfl-rewrite inspect model.tflite --json"),
     ),
     Command(
+        "doctor",
+        "say what will go wrong with a file, where and why",
+        "Reads a file, whoever made it, and lists what runtimes will refuse, misread or miss, with the fact "
+        "behind it and the command that repairs it. Nothing is run and nothing is written. Exit 4: an "
+        "error was found (or what --fail-on says); 5: the file is too damaged to be read.",
+        "read:doctor_file",
+        lambda: (
+            _MODEL,
+            (
+                "what to look for",
+                (
+                    value(
+                        "--min-runtime",
+                        help="the oldest TensorFlow Lite release that is to run it, such as 2.14 or "
+                        "litert-2.1: what is too new for it is an error",
+                        metavar="VERSION",
+                    ),
+                    value(
+                        "--fail-on",
+                        help="exit 4 if anything is as bad as that (default: error)",
+                        choices=("error", "warning", "note"),
+                        default="error",
+                    ),
+                ),
+            ),
+        ),
+        (
+            "tfl-rewrite doctor model.tflite -v",
+            "tfl-rewrite doctor model.tflite --min-runtime 2.14 --fail-on warning",
+        ),
+    ),
+    Command(
         "check",
         "check that files are structurally sound",
         "Checks every offset, every index, and buffer sizes against shapes. Nothing is run. Exit 0: all "
@@ -524,20 +570,6 @@ COMMANDS = (
             ("files", (value("models", help=".tflite files", metavar="MODEL", nargs="+", role=Role.READ),)),
         ),
         ("tfl-rewrite check model.tflite", "tfl-rewrite check first.tflite second.tflite -q"),
-    ),
-    Command(
-        "shrink",
-        "find the smallest file within a budget (lossy)",
-        "Measures what each encoding of each constant costs at the outputs, chooses the smallest file that "
-        "keeps the budget, and proves it on inputs that the search never saw. LOSSY: outputs change within "
-        "the budget. Exit 4, with the trade-offs that were found, if a file that keeps it is "
-        "larger than was asked for.",
-        "shrink:shrink_file",
-        _shrinking,
-        (
-            "tfl-rewrite shrink in.tflite out.tflite --min-snr 30 --inputs samples.npz",
-            "tfl-rewrite shrink in.tflite out.tflite --max-size 5MB",
-        ),
     ),
     Command(
         "shard",
@@ -597,38 +629,6 @@ COMMANDS = (
         (
             "tfl-rewrite split in.tflite parts --parts 3",
             "tfl-rewrite split in.tflite parts --max-size 5MB",
-        ),
-    ),
-    Command(
-        "doctor",
-        "say what will go wrong with a file, where and why",
-        "Reads a file, whoever made it, and lists what runtimes will refuse, misread or miss, with the fact "
-        "behind it and the command that repairs it. Nothing is run and nothing is written. Exit 4: an "
-        "error was found (or what --fail-on says); 5: the file is too damaged to be read.",
-        "read:doctor_file",
-        lambda: (
-            _MODEL,
-            (
-                "what to look for",
-                (
-                    value(
-                        "--min-runtime",
-                        help="the oldest TensorFlow Lite release that is to run it, such as 2.14 or "
-                        "litert-2.1: what is too new for it is an error",
-                        metavar="VERSION",
-                    ),
-                    value(
-                        "--fail-on",
-                        help="exit 4 if anything is as bad as that (default: error)",
-                        choices=("error", "warning", "note"),
-                        default="error",
-                    ),
-                ),
-            ),
-        ),
-        (
-            "tfl-rewrite doctor model.tflite -v",
-            "tfl-rewrite doctor model.tflite --min-runtime 2.14 --fail-on warning",
         ),
     ),
     Command(

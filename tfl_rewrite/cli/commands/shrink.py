@@ -14,7 +14,7 @@ from tfl_rewrite.cli.commands.rows import PREFIX, SEARCH_SECONDS
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.render import verified_lines
+from tfl_rewrite.cli.render import next_lines, verified_lines
 from tfl_rewrite.cli.text import safe, show
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import made_with
@@ -33,7 +33,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         check_installed()
     side = SideFiles(arguments)
-    bar = Bar.of(arguments, unit="run")
+    bar = Bar.of(arguments)
     try:
         plan = Plan(
             source=arguments.source,
@@ -98,7 +98,8 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     if report.promised_snr is not None:
         lines.append(_promise(report))
     notes = [f"note: {safe(note, limit=400)}" for note in report.notes]
-    return lines + (notes if verbose or len(notes) < 2 else [f"{notes[0]}; {len(notes) - 1} more with -v"])
+    lines += notes if verbose or len(notes) < 2 else [f"{notes[0]}; {len(notes) - 1} more with -v"]
+    return lines + ([] if report.report is None else next_lines(report.report, verbose=verbose))
 
 
 def _steps(report: ShrinkReport, *, verbose: int) -> list[str]:
