@@ -152,7 +152,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 CASES = [
     (["shr"], {"shrink"}),
     (["quantize-weights", "--dty"], {"--dtype"}),
-    (["quantize-weights", "--dtype", "int"], {"int8", "int6", "int4", "int2"}),
+    (["quantize-weights", "--dtype", "int"], {"int12", "int10", "int8", "int6", "int4", "int2"}),
     (["doctor", "--fail-on", "w"], {"warning"}),
 ]
 

@@ -29,6 +29,7 @@ ENCODINGS: list[dict[str, Any]] = [
     {"dtype": "int4", "scheme": "dequantize"},
     {"dtype": "int2", "granularity": "block:64"},
     {"dtype": "int6", "granularity": "block:128"},
+    {"dtype": "int12"},
     {"dtype": "float16"},
     {"map": "^dense$=int4:block:32:hybrid,kernel=float16,.*=int8"},
 ]

@@ -124,6 +124,12 @@ EXPECTED = {
     ("int6", "channel"): dict.fromkeys(
         ("kernel", "dense", "table", "odd", "rows"), "int6:channel dequantize"
     ),
+    ("int10", "channel"): dict.fromkeys(
+        ("kernel", "dense", "table", "odd", "rows"), "int10:channel dequantize"
+    ),
+    ("int12", "tensor"): dict.fromkeys(
+        ("kernel", "dense", "table", "odd", "rows"), "int12:tensor dequantize"
+    ),
     ("int6", "tensor"): dict.fromkeys(("kernel", "dense", "table", "odd", "rows"), "int6:tensor dequantize"),
     ("int4", "block:32"): {
         "kernel": "int4:block:24 dequantize",

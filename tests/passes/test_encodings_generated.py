@@ -31,6 +31,8 @@ TEXTS = [
     "int8:tensor",
     "int8:dequantize",
     "int8:block:32",
+    "int12",
+    "int10:tensor",
     "int6",
     "int6:tensor",
     "int6:block:64",

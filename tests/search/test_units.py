@@ -35,8 +35,9 @@ def test_units_may_have_unlike_numbers_of_options() -> None:
 @pytest.mark.parametrize("objective", ["file", "download", "ram", "latency"])
 def test_what_is_put_together_at_each_call_is_tried_for_bytes_alone(objective: str) -> None:
     tried = encodings_for(Goal(min_snr=30, objective=objective))
-    slow = [text for text in tried if ("block" in text or "int6" in text) and "dequantize" in text]
-    assert bool(slow) is (objective in ("file", "download"))
+    split = {text.split(":")[0] for text in tried} & {"int12", "int10", "int6"}
+    blocks = [text for text in tried if "block" in text and "dequantize" in text]
+    assert bool(blocks) is (len(split) == 3) is (objective in ("file", "download"))
     assert "int8:channel" in tried and "float16" in tried
     assert set(HYBRID) <= set(tried) or objective in ("file", "download")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,3 +128,5 @@ def test_levels_of_a_sum() -> None:
     assert forms()["int6"].levels == (-34, 29)
     assert forms()["int4"].levels == Levels.full(4) == (-8, 7)
     assert forms()["int6"].bits == 4 + 2
+    assert forms()["int10"].levels == (-509, 509) and forms()["int12"].levels == (-2039, 2039)
+    assert [forms()[name].levels.dtype for name in ("int8", "int10")] == [np.int8, np.int16]

@@ -231,7 +231,7 @@ def _unfitted(values: Float64, steps: Float64, levels: Levels) -> Codes:
 
 
 def _stored(integers: Float64, levels: Levels) -> Codes:
-    return integers.astype(np.int8 if levels.high <= INT8.high else np.int16)
+    return integers.astype(levels.dtype)
 
 
 def _products(item: Constant) -> list[Product | None]:

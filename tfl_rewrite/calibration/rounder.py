@@ -327,9 +327,9 @@ class Calibrated(Observer[Trial], Clipped):
     def _put(self, rounded: Probe, place: Place, work: Work, rounder: Rounder) -> None:
         """Makes the model under way read a weight as a rounder rounds it."""
         scale = rounder.scales(work)
-        integers = np.empty(work.channels.elements, np.int8)
+        integers = np.empty(work.channels.elements, work.levels.dtype)
 
-        def keep(start: int, part: symmetric.Int8) -> None:
+        def keep(start: int, part: symmetric.Integers) -> None:
             integers[start : start + part.size] = part
 
         rounder.round(work, scale, keep)

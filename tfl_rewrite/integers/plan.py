@@ -29,7 +29,7 @@ from tfl_rewrite.kernels.reads import micro_obstacles
 from tfl_rewrite.kernels.table import MEAN, row_of
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
-from tfl_rewrite.numerics.symmetric import Channels, Float32, Int8, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Float32, Int8, Integers, Levels
 from tfl_rewrite.weights.rounders import Rounder, Work
 
 Wanted = Callable[[Operator], int | None]
@@ -260,7 +260,7 @@ def _rounded(work: Work, rounder: Rounder) -> tuple[Int8, Float32]:
     scale = rounder.scales(work)
     integers = np.empty(work.channels.elements, np.int8)
 
-    def keep(start: int, part: Int8) -> None:
+    def keep(start: int, part: Integers) -> None:
         integers[start : start + part.size] = part
 
     rounder.round(work, scale, keep)

@@ -36,7 +36,7 @@ from tfl_rewrite.numerics.gptq import (
 from tfl_rewrite.numerics.metric import Metric
 from tfl_rewrite.numerics.moments import Covariances, Drift, Moments
 from tfl_rewrite.numerics.products import Product
-from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Float32, Integers, Levels
 
 Float64 = npt.NDArray[np.float64]
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -118,12 +118,12 @@ class Layer:
     """The outcome for one weight.
 
     Attributes:
-        integers: Int8, in the shape of the weight.
+        integers: In the shape of the weight.
         scale: Float32 ``[channels]``.
         bias: Float64 ``[rows of all groups]``: to be added to the bias; None where nothing takes it.
     """
 
-    integers: npt.NDArray[np.int8]
+    integers: Integers
     scale: Float32
     bias: Float64 | None
 
@@ -249,7 +249,7 @@ class LayerRounding:
             bias: Whether the bias is to take the mean error back; only where the plan allows.
         """
         plan, product, own = self._plan, self._moments.product, self._own
-        integers = np.empty(own.shape, np.int8)
+        integers = np.empty(own.shape, plan.levels.dtype)
         scale, given = np.empty(self._ties.scale.shape), np.empty((product.groups, own.shape[1]))
         aim = self._aim(centred=bias, half=None)
         start = self._start(aim.target, np.einsum("gii->gi", aim.metric.moments))

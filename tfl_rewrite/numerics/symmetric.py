@@ -37,6 +37,8 @@ LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(LEVELS), np.f
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int8 = npt.NDArray[np.int8]
+Integers = npt.NDArray[np.int8 | np.int16]
+"""Of int16 where a form holds more than eight bits."""
 
 
 class Levels(NamedTuple):
@@ -55,6 +57,14 @@ class Levels(NamedTuple):
     def full(cls, bits: int) -> Levels:
         """All that the bits can hold: what DEQUANTIZE and lookups read."""
         return cls(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+    @property
+    def dtype(self) -> type[np.int8] | type[np.int16]:
+        """What holds such integers in memory: int8, or int16 where there are more of them."""
+        return np.int8 if self.low >= -LEVELS - 1 and self.high <= LEVELS else np.int16
+
+
+_NARROW = Levels.narrow(8)
 
 
 @frozen
@@ -207,14 +217,14 @@ def quantize(
     values: npt.NDArray[np.generic],
     scale: Float32,
     channels: Channels,
-    emit: Callable[[int, Int8], None],
-    levels: tuple[int, int] = (-LEVELS, LEVELS),
+    emit: Callable[[int, Integers], None],
+    levels: Levels = _NARROW,
     *,
     largest: Float32 | None = None,
     spent: Spent | None = None,
     error: Error | None = None,
 ) -> None:
-    """Rounds to int8, block by block.
+    """Rounds to integers, block by block.
 
     Args:
         values: Flat float32 or float16 constants, row-major; not copied.
@@ -234,7 +244,7 @@ def quantize(
     if largest is not None:
         beyond = largest > scale * np.float32(min(-low, high) + 0.49)
     work = np.empty(_most_at_once(channels), np.float32)
-    integers = np.empty(work.size, np.int8)
+    integers = np.empty(work.size, levels.dtype)
     with short_loops():
         for start, rows, first, columns in blocks(channels):
             size = rows * columns

@@ -1,4 +1,4 @@
-"""Stores large float constants smaller: as int8, int6, int4, int2 or float16.
+"""Stores large float constants smaller: as integers of 12 to 2 bits, or float16.
 
 Promise: float weights become symmetric integers (zero point 0) with a scale for the tensor, a channel or a
 block, or float16; they are read by a kernel that takes them so, or expanded by a DEQUANTIZE operator.
@@ -56,7 +56,7 @@ def _check_map(text: str) -> None:
 
 @frozen(kw_only=True)
 class QuantizeWeights(Pass):
-    """Stores float weights as int8, int6, int4, int2 or float16.
+    """Stores float weights as integers of 12 to 2 bits, or float16.
 
     Stores float weights smaller, with float activations: as int8 (default), or as --dtype and --map say.
     Runs the model before and after, and writes OUT only if every output keeps --min-snr. LOSSY: outputs
@@ -90,7 +90,7 @@ class QuantizeWeights(Pass):
     dtype: str = option(
         "int8",
         "what weights become: int8 (default), int6 (an int4 and an int2 that add up), int4, int2, "
-        "float16, or float32 to keep all but what --map names",
+        "int10 or int12 (an int8 and an int2 or int4), float16, or float32 to keep all but what --map names",
         choices=forms(),
     )
     map: str | None = option(

@@ -15,13 +15,11 @@ from tfl_rewrite.numerics.codecs import Sized
 from tfl_rewrite.numerics.symmetric import Error, Float32
 from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.encoding import Encoding, Scheme
-from tfl_rewrite.weights.forms.integers import WIDE
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.rounders import Emit, Rounder, Work, emitted
 from tfl_rewrite.weights.storage import StorageForm, forms
 
 Codes = npt.NDArray[Any]
-"""Of int16 where a form holds more than eight bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +56,7 @@ class Code:
 @functools.cache
 def code_forms() -> dict[str, StorageForm]:
     """Returns the forms that integers are tried in, the widest first, by name."""
-    return {
-        form.name: form for form in (*reversed(WIDE), *map(forms().__getitem__, ("int8", "int6", "int4")))
-    }
+    return {name: forms()[name] for name in ("int12", "int10", "int8", "int6", "int4")}
 
 
 class Coding(Protocol):

@@ -18,7 +18,7 @@ from tfl_rewrite.model.values import Packer, packed_nbytes
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.grids import Rows, deflated
 from tfl_rewrite.numerics.pruning import kept
-from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Silenced
+from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Integers, Silenced
 from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.weights.grids import Choice, Constant
@@ -130,7 +130,7 @@ class QuantizedPayload(WorkPayload):
         self.scale = scale
         self.rounder = rounder
 
-    def blob(self, bits: int, part: Callable[[Int8], Int8] | None = None) -> ComputedBlob:
+    def blob(self, bits: int, part: Callable[[Integers], Int8] | None = None) -> ComputedBlob:
         """Returns the integers as bytes that are made while they are written.
 
         Args:
@@ -140,7 +140,7 @@ class QuantizedPayload(WorkPayload):
         nbytes = packed_nbytes(self.work.channels.elements, bits)
         return ComputedBlob(nbytes, functools.partial(self._write, bits, part))
 
-    def _write(self, bits: int, part: Callable[[Int8], Int8] | None, sink: Sink, offset: int) -> None:
+    def _write(self, bits: int, part: Callable[[Integers], Int8] | None, sink: Sink, offset: int) -> None:
         packer = Packer(bits, lambda start, data: sink.write_at(data, offset + start))
         self.run(packer if part is None else lambda start, block: packer(start, part(block)))
         packer.finish()

@@ -22,13 +22,13 @@ from tfl_rewrite.model.graph import Use
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.numerics import clipping, symmetric
 from tfl_rewrite.numerics.grids import Array, Float64
-from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Int8, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Error, Float32, Integers, Levels
 from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.work import current
 
-Emit = Callable[[int, Int8], None]
+Emit = Callable[[int, Integers], None]
 
 
 class Effort(str, enum.Enum):

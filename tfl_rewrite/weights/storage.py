@@ -23,7 +23,7 @@ from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, Tensor
 from tfl_rewrite.model.values import packed_nbytes
-from tfl_rewrite.numerics.symmetric import Channels, Floats, Int8, Levels
+from tfl_rewrite.numerics.symmetric import Channels, Floats, Int8, Integers, Levels
 from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.weights.candidates import Candidate
 from tfl_rewrite.weights.payloads import Payload
@@ -52,7 +52,7 @@ class Part:
 
     kind: str
     step: int = 1
-    take: Callable[[Int8], Int8] | None = None
+    take: Callable[[Integers], Int8] | None = None
 
 
 @frozen

@@ -340,7 +340,7 @@ def _verifying() -> Groups:
 COMMANDS = (
     Command(
         "quantize-weights",
-        "store float weights as int8, int6, int4, int2 or float16 (lossy)",
+        "store float weights as integers of 12 to 2 bits or float16 (lossy)",
         make=lambda: _fitted("quantize-weights"),
         examples=(
             "tfl-rewrite quantize-weights in.tflite out.tflite --inputs samples.npz",

@@ -1,4 +1,4 @@
-"""Integers with a scale for the tensor or for each channel: int8, int6, int4 and int2.
+"""Integers with a scale for the tensor or for each channel: int12, int10, int8, int6, int4 and int2.
 
 Kernels read int8, int4 and int2 beside float activations, lookups move them, and DEQUANTIZE expands them for
 any reader.
@@ -6,7 +6,8 @@ any reader.
 Integers of six bits are an int4 and an int2 constant, DEQUANTIZE of both, and ADD. Any operator reads the
 sum, as it reads what blocks expand to (:mod:`tfl_rewrite.weights.forms.blocks`). The sum is formed at each
 call. The runtime has no type between int4 and int8, and 12 dB lie between each of them and the six bits half
-way: ``q = 4 a + b`` with ``a`` from -8 to 7 and ``b`` from -2 to 1, so ``q`` from -34 to 29.
+way: ``q = 4 a + b`` with ``a`` from -8 to 7 and ``b`` from -2 to 1, so ``q`` from -34 to 29. In the same way
+an int8 constant and an int2 or int4 one are 10 or 12 bits, which lie between int8 and float16.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tfl_rewrite.kernels.operators import Granularity, Reading
 from tfl_rewrite.kernels.table import ADD, DEQUANTIZE, dequantize_form
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Buffer, Quantization, Tensor
-from tfl_rewrite.numerics.symmetric import Channels, Floats, Int8, Levels, scaled_integers
+from tfl_rewrite.numerics.symmetric import Channels, Floats, Int8, scaled_integers
 from tfl_rewrite.weights.forms.blocks import read_blocks, store_parts
 from tfl_rewrite.weights.payloads import QuantizedPayload
 from tfl_rewrite.weights.rounders import Rounder, Work
@@ -136,22 +137,8 @@ def _read(tensor: Tensor, details: Quantization) -> Floats | None:
     return scaled_integers(tensor, blob, channels, scale, zero)
 
 
-_INT8 = Levels.full(8)
-
-
 class SplitInteger(Integer):
     """Integers in two parts, of which the first counts in steps that the second divides."""
-
-    @property
-    def levels(self) -> Levels:
-        """The sums of both parts that int8 holds too, in which they are made."""
-        low, high = self.sums
-        return Levels(max(low, _INT8.low), min(high, _INT8.high))
-
-    @property
-    def sums(self) -> Levels:
-        """The sums of both parts."""
-        return super().levels
 
     def coarse(self, integers: npt.NDArray[Any]) -> Int8:
         """Returns the first part."""
@@ -221,22 +208,9 @@ class SplitInteger(Integer):
         subgraph.operators[place:place] = operators
 
 
-class WideInteger(SplitInteger):
-    """Integers of more than eight bits, in an int8 part and a finer one."""
-
-    @property
-    def levels(self) -> Levels:
-        """The sums of both parts."""
-        return self.sums
-
-
-WIDE = (
-    WideInteger("int10", ("INT8", "INT2"), full_range=False),
-    WideInteger("int12", ("INT8", "INT4"), full_range=False),
-)
-"""Known to those alone who make integers of 16 bits; see :mod:`tfl_rewrite.weights.codes`."""
-
 FORMS = (
+    SplitInteger("int12", ("INT8", "INT4"), full_range=False, tried=("int12:channel:dequantize",)),
+    SplitInteger("int10", ("INT8", "INT2"), full_range=False, tried=("int10:channel:dequantize",)),
     Integer(
         "int8",
         ("INT8",),
