@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from tfl_rewrite import UsageError
+from tfl_rewrite.judge.verdict import ChannelComparison
 from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.holdout_judge import noise_of
+from tfl_rewrite.search.units import ratio
 
 from .helpers import verdict
 
@@ -45,6 +48,16 @@ def test_another_rule_that_is_broken_is_a_shortfall() -> None:
     channel = {"rule": "channel", "snr_db": 45.0, "passed": False, "short_db": 7.0}
     assert Goal(min_snr=30.0).shortfall(verdict(channel, {"snr_db": 35.0})) == pytest.approx(7.0)
     assert Goal(max_error=1.0).shortfall(verdict(channel)) == pytest.approx(7.0)
+
+
+def test_what_a_channel_has_left_counts_where_it_is_less() -> None:
+    near, far = (ChannelComparison(axis=1, number=0, snr_db=snr) for snr in (16.0, 28.0))
+    goal = Goal(min_snr=30.0)
+    assert goal.shortfall(verdict({"snr_db": 45.0, "channel": near})) == pytest.approx(-1.0)
+    assert goal.shortfall(verdict({"snr_db": 35.0, "channel": far})) == pytest.approx(-5.0)
+    assert noise_of(verdict({"snr_db": 45.0, "channel": near}), goal.tolerance) == pytest.approx(ratio(31.0))
+    assert noise_of(verdict({"snr_db": 35.0, "channel": far}), goal.tolerance) == pytest.approx(ratio(35.0))
+    assert noise_of(verdict({"snr_db": 45.0, "channel": near})) == pytest.approx(ratio(45.0))
 
 
 def test_largest_error_in_db() -> None:

@@ -212,6 +212,19 @@ def test_outputs_that_jump_are_named(kept: float, others: list[float], said: boo
         assert "between 12.0 and 93.0 dB" in notes[0]
 
 
+def test_a_channel_that_keeps_files_from_being_smaller_is_named() -> None:
+    goal = Goal(min_snr=30.0)
+    found = measured(43.0, 2000, goal)
+    refused = {"snr_db": 38.0, "rule": "channel", "reason": "channel 7 of axis 1 keeps 18.2 dB"}
+    smaller = replace(measured(38.0, 1000, goal), verdict=verdict(refused))
+    settled = Found(found, judged(43.0))
+    (note,) = [note for note in caveats(goal, settled, [found, smaller]) if "channel" in note]
+    assert "out: channel 7 of axis 1 keeps 18.2 dB" in note
+    assert not [
+        note for note in caveats(goal, settled, [found, measured(38.0, 1000, goal)]) if "channel" in note
+    ]
+
+
 def test_room_grows_until_held_out_inputs_are_content() -> None:
     """The same file may come again and again, or one that is no better."""
     room = Room(0.0, in_db=True)

@@ -273,6 +273,13 @@ class Goal(JsonData):
                 if item.snr_db is not None and item.rule == "snr"
             ]
             missing.append(self.min_snr - min(kept, default=math.inf))
+            # A channel may be nearer to its bound than the whole output is.
+            least = self.tolerance.min_channel_snr or 0.0
+            missing += [
+                least - item.channel.snr_db
+                for item in verdict.outputs
+                if item.channel is not None and item.rule == "snr"
+            ]
         if self.max_error is not None:
             largest = max((item.max_abs_error or 0.0 for item in verdict.outputs), default=0.0)
             missing.append(_ratio_db(largest, self.max_error))

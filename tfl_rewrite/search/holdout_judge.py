@@ -154,16 +154,26 @@ def figures_of(
     return Figures(verdict=whole, metric=metric, hidden=hidden, hidden_sure=hidden_sure)
 
 
-def noise_of(verdict: Verdict) -> Float64:
-    """Returns noise over signal of each output; outputs that are zero in the original count as quiet."""
+def noise_of(verdict: Verdict, tolerance: Tolerance = INSIDE) -> Float64:
+    """Returns noise over signal of each output; outputs that are zero in the original count as quiet.
+
+    Args:
+        verdict: On them.
+        tolerance: What is asked of them. Where a channel has to keep a ratio, too, and is nearer to its bound
+            than the whole output is to its own, the noise is as much below that.
+    """
     found = []
+    bound, least = tolerance.min_snr, tolerance.min_channel_snr
     for item in verdict.outputs:
         if item.nonfinite_mismatches:
             found.append(np.inf)
         elif item.bit_exact or item.snr_db is None or not item.reference_peak:
             found.append(0.0)
         else:
-            found.append(ratio(item.snr_db))
+            snr = item.snr_db
+            if bound is not None and least is not None and item.channel is not None:
+                snr = min(snr, item.channel.snr_db + bound - least)
+            found.append(ratio(snr))
     return np.maximum(np.array(found, np.float64), QUIET)
 
 

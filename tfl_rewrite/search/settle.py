@@ -169,6 +169,26 @@ def _beyond_jump(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> l
     return [item for item in curve if item.cost < promised.cost and snr_of(item) < goal.min_snr]
 
 
+def _channels(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[str]:
+    """Says so where a channel is what keeps files from being smaller, for the ratio does not tell."""
+    if goal.min_snr is None or snr_of(promised) < goal.min_snr + _APART:
+        return []
+    kept = [
+        (item.cost, output)
+        for item in curve
+        if item.cost < promised.cost and snr_of(item) >= goal.min_snr
+        for output in item.verdict.outputs
+        if output.rule == "channel"
+    ]
+    if not kept:
+        return []
+    _, output = max(kept, key=lambda each: each[0])
+    return [
+        f"smaller files keep {goal.min_snr:g} dB of each output, but not of each of its channels:"
+        f" {output.label}: {output.reason}"
+    ]
+
+
 def _jumps(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[str]:
     """Says so where files either keep nearly all or lose the bound by far."""
     lost = _beyond_jump(goal, promised, curve)
@@ -191,7 +211,7 @@ def caveats(goal: Goal, settled: Found, curve: Sequence[Measured] = ()) -> list[
     """
     if settled.proven is None or settled.promised is None:
         return []
-    notes = _jumps(goal, settled.promised, curve)
+    notes = _channels(goal, settled.promised, curve) or _jumps(goal, settled.promised, curve)
     counts = [settled.promised.verdict.sample_count, settled.proven.verdict.sample_count]
     shown = settled.promised.verdict.worst_snr()
     hidden = settled.promised.hidden
@@ -244,19 +264,20 @@ def in_order(
         return settled
     try:
         made = search.in_order(first)
-        won = snr_of(made) - snr_of(first)
         if not goal.bounds_error:
-            return _proven(trials, goal, judge, settled, made)[0] if won > 0 else settled
-        return _smaller(search, trials, goal, judge, settled, won, tries)
+            won = snr_of(made) > snr_of(first)
+            return _proven(trials, goal, judge, settled, made)[0] if won else settled
+        room = first.missing(goal) - made.missing(goal) - _SPARE
+        return _smaller(search, trials, goal, judge, settled, room, tries)
     except TimeIsUp:
         return settled
 
 
 def _smaller(
-    search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge, settled: Found, won: float, tries: int
+    search: Search, trials: Trials, goal: Goal, judge: HoldoutJudge, settled: Found, room: float, tries: int
 ) -> Found:
     """Searches with less room by what was won, and by less again where that was too much."""
-    best, room, tried = settled, won - _SPARE, set()
+    best, tried = settled, set()
     assert settled.promised is not None
     beyond = _beyond_jump(goal, settled.promised, search.curve)
     if beyond:

@@ -409,8 +409,9 @@ class Trials:
             # Opened, even the original does not run; closed, it may.
             self.opened = None
             return self.noise(choice)
-        verdict = merged(judged, self._tolerance(opened=self.opened is not None))
-        noise = noise_of(verdict)
+        tolerance = self._tolerance(opened=self.opened is not None)
+        verdict = merged(judged, tolerance)
+        noise = noise_of(verdict, tolerance)
         return noise if verdict.measured and np.isfinite(noise).all() else None
 
     def _single(self, number: int, choice: Choice) -> Path:
