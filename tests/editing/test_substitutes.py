@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flatbuffers import flexbuffers
 
 from tests.kernels.measure import BUILTIN, MICRO, XNNPACK, Case, Outcome, measure, needs_micro
-from tests.nets import Net, codes
+from tests.nets import Net, codes, with_grid
 from tfl_rewrite.editing.drafts import Draft
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.editing.shapes import Shapes
@@ -18,7 +20,8 @@ from tfl_rewrite.editing.substitutes import DECONVOLUTION, SUBSTITUTES, Replaced
 from tfl_rewrite.files.source import layout
 from tfl_rewrite.flatbuf.record import INT64, UINT8, ScalarVector
 from tfl_rewrite.kernels.platforms import Platform
-from tfl_rewrite.kernels.table import row_named
+from tfl_rewrite.kernels.shapes import outputs_of, whole_numbers
+from tfl_rewrite.kernels.table import row_named, row_of
 from tfl_rewrite.model.ir import Model, OperatorCode, Tensor, new_record, operator_number
 
 Array = np.ndarray[Any, Any]
@@ -173,6 +176,41 @@ def below_zero(kind: str, divisor: Any) -> Made:
     return model, [np.concatenate([np.arange(-10, 10), ends]).astype(np.int32).reshape(5, 5)]
 
 
+def detections() -> Made:
+    """Boxes, scores and anchors as bytes, of which the file says no shape that comes of them."""
+    net = Net()
+    boxes, scores = (
+        with_grid(net.input(name, shape, np.uint8), scale, zero)
+        for name, shape, scale, zero in (("boxes", (1, 20, 4), 0.01, 128), ("scores", (1, 20, 4), 1 / 256, 0))
+    )
+    anchors = net.constant("anchors", net.random.integers(30, 220, (20, 4), np.uint8))
+    outputs = [net.tensor(name, shape) for name, shape in
+               (("where", (1, 5, 4)), ("what", (1, 5)), ("how", (1, 5)), ("count", (1,)))]  # fmt: skip
+    net.add("ABS", [boxes, scores, with_grid(anchors, 0.005, 0)], "unused", ())
+    (operator,) = net.graph.operators
+    operator.outputs = list(outputs)
+    net.graph.tensors = [item for item in net.graph.tensors if item.name != "unused"]
+    operator.code = OperatorCode(operator_number("CUSTOM"), "TFLite_Detection_PostProcess", 1)
+    net.model.operator_codes[:] = [operator.code]
+    builder = flexbuffers.Builder()
+    with builder.Map():
+        for key, count in (("max_detections", 5), ("max_classes_per_detection", 1), ("num_classes", 3)):
+            builder.Key(key)
+            builder.Int(count)
+        for key, value in (("nms_score_threshold", 0.1), ("nms_iou_threshold", 0.6), *SCALES.items()):
+            builder.Key(key)
+            builder.Float(value)
+    options = ScalarVector(UINT8, bytes(builder.Finish()))
+    operator.rest = operator.rest.replace(custom_options=options)
+    assert outputs_of(row_of(operator).shape, Shapes.of(net.model).given(operator)) == [
+        item.shape for item in outputs
+    ]
+    model, _ = made(net, *outputs)
+    return model, [RANDOM.integers(0, 256, (1, 20, 4), np.uint8) for _ in range(2)]
+
+
+SCALES = {"y_scale": 10.0, "x_scale": 10.0, "h_scale": 5.0, "w_scale": 5.0}
+
 CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "add": (lambda: binary("STABLEHLO_ADD"), "2.14"),
     "multiply": (lambda: binary("STABLEHLO_MULTIPLY"), "2.14"),
@@ -218,12 +256,13 @@ CASES: dict[str, tuple[Callable[[], Made], str]] = {
     "equal": (lambda: binary("EQUAL", np.int16, np.bool_), "2.14"),
     "floats of bytes": (lambda: with_bytes(np.float32), "tflm"),
     "numbers of bytes": (lambda: with_bytes(np.int32), "tflm"),
+    "detections": (detections, "tflm"),
     "quotients": (lambda: below_zero("FLOOR_DIV", [3, 1, 7, 2, 2**31 - 1]), "tflm"),
     "rests": (lambda: below_zero("FLOOR_MOD", [3, 1, 7, 2, 2**31 - 1]), "tflm"),
     "quotients by one number": (lambda: below_zero("FLOOR_DIV", 5), "tflm"),
     "less": (lambda: binary("LESS", np.int16, np.bool_), "tflm"),
 }
-ROUNDED = ("gelu", "power")
+ROUNDED = ("gelu", "power", "detections")
 
 
 def replaced(name: str) -> tuple[Model, Replaced, list[Array]]:
@@ -303,6 +342,28 @@ def test_shapes_on_the_way_are_followed_and_not_those_declared() -> None:
         step = draft.step(row_named("LOGICAL_NOT"), [draft.cast(first, "BOOL", "cast")], (1, 6), "step")
         assert draft.shape(step) == known
         assert draft.shape(draft.reshaped(step, (3, 2), "turned")) == (3, 2)
+
+
+def test_whole_numbers_of_a_map_are_read_and_damaged_ones_are_refused() -> None:
+    known = {"a": -70_000, "most": 5, "b": 1 << 40}
+    builder = flexbuffers.Builder()
+    with builder.Map():
+        for key, value in known.items():
+            builder.Key(key)
+            builder.Int(value)
+        builder.Key("half")
+        builder.Float(0.5)
+    data = bytes(builder.Finish())
+    assert whole_numbers(data) == known
+    for wrong in (b"", b"\0", data[:-1], data[-3:], bytes([*data[:-3], 255, *data[-2:]])):
+        with pytest.raises(ValueError):
+            whole_numbers(wrong)
+    numbers = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(data)
+        damaged[int(numbers.integers(len(data)))] = int(numbers.integers(256))
+        with contextlib.suppress(ValueError):
+            assert len(whole_numbers(bytes(damaged))) <= len(data)
 
 
 @pytest.fixture(scope="module")

@@ -226,6 +226,47 @@ def test_transposes_of_a_state_are_not_joined() -> None:
     assert cleaned(net) == ["TRANSPOSE", "TRANSPOSE"]
 
 
+def test_what_moves_a_state_stays_as_it_is() -> None:
+    """What takes its place would be read at another time than the state was."""
+    net = Net()
+    state = net.variable("state", (1, 32))
+    net.output(dense(net, net.add("RESHAPE", [state, ints(net, 2, 16)], "flat", (2, 16))))
+    turned = net.add("TRANSPOSE", [net.variable("other", (1, 32)), ints(net, 1, 0)], "turned", (32, 1))
+    net.output(net.add("ABS", [turned], "out", (32, 1)))
+    assert cleaned(net) == ["RESHAPE", "FULLY_CONNECTED", "TRANSPOSE", "ABS"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "left"),
+    [
+        ("EXPAND_DIMS", (1, 2, 16), ["RESHAPE"]),
+        ("SQUEEZE", (2, 16), ["RESHAPE"]),
+        ("SOFTMAX", (2, 16), ["RESHAPE", "SOFTMAX"]),
+    ],
+)
+def test_only_what_reshapes_itself_takes_numbers_in_another_shape(
+    kind: str, shape: tuple[int, ...], left: list[str]
+) -> None:
+    def make(net: Net, x: Tensor) -> Tensor:
+        flat = net.add("RESHAPE", [x, ints(net, 2, 16)], "flat", (2, 16))
+        return net.add(kind, [flat, *([ints(net, 0)] if kind == "EXPAND_DIMS" else [])], "m", shape)
+
+    assert cleaned(between(make)) == ["ABS", *left, "ABS"]
+
+
+def test_transposes_of_other_ranks_are_not_joined() -> None:
+    """Of a damaged file: the runtime refuses the second."""
+    net = between(
+        lambda net, x: net.add(
+            "TRANSPOSE",
+            [net.add("TRANSPOSE", [x, ints(net, 0, 2, 1, 3)], "r", SHAPE), ints(net, 1, 2, 0)],
+            "m",
+            SHAPE,
+        )
+    )
+    assert cleaned(net) == ["ABS", "TRANSPOSE", "TRANSPOSE", "ABS"]
+
+
 def test_a_reshape_that_others_read_stays() -> None:
     def make(net: Net, x: Tensor) -> Tensor:
         flat = net.add("RESHAPE", [x, ints(net, 1, 32)], "r", (1, 32))
@@ -318,6 +359,20 @@ def test_split_and_concatenation_cancel_along_one_axis() -> None:
             return net.add("CONCATENATION", [part, other], "m", SHAPE, axis=axis)
 
         assert cleaned(between(make)) == left
+
+
+def test_split_and_concatenation_stay_where_they_do_more() -> None:
+    """With an activation, or an axis that is computed."""
+
+    def make(net: Net, x: Tensor, axis: Tensor | None = None, **options: int) -> Tensor:
+        net.add("SPLIT", [axis or ints(net, 3), x], "p0", (1, 4, 4, 1), num_splits=2)
+        net.graph.operators[-1].outputs.append(net.tensor("p1", (1, 4, 4, 1)))
+        return net.add("CONCATENATION", net.graph.operators[-1].outputs, "m", SHAPE, axis=3, **options)
+
+    clamped = between(lambda net, x: make(net, x, fused_activation_function=1))
+    assert cleaned(clamped) == ["ABS", "SPLIT", "CONCATENATION", "ABS"]
+    computed = between(lambda net, x: make(net, x, net.input("axis", (), np.int32)))
+    assert cleaned(computed) == ["ABS", "SPLIT", "CONCATENATION", "ABS"]
 
 
 def test_joining_rescales_parts_of_another_scale() -> None:

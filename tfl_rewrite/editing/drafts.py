@@ -177,7 +177,7 @@ class Draft:
             blob = tensor.buffer.blob
             tensor.buffer = editor.sentinel() if blob is None else editor.constant(bytes(blob.view()))
             editor.add_tensor(subgraph, tensor)
-        for item in self.steps:
+        for item in (step for step in self.steps if step.code.custom is None):
             item.code = editor.code_of(item.code.name, needed_version(item) or item.code.version)
         return self.steps
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import replace
 
 import numpy as np
 
@@ -514,6 +515,19 @@ def with_all_operands(draft: Draft) -> bool:
     step, operator = draft.steps[-1], draft.operator
     step.options, step.rest, step.intermediates = operator.options, operator.rest, operator.intermediates
     return True
+
+
+def floats_first(draft: Draft) -> bool:
+    """Reads floats in the place of integers; it makes them of those itself."""
+    inputs = [
+        tensor
+        if tensor is None or tensor.dtype_name == "FLOAT32" or len(scales_of(tensor)) != 1
+        else draft.step(DEQUANTIZE, [tensor], tensor.shape, f"in{position}", "FLOAT32")
+        for position, tensor in enumerate(draft.operator.inputs)
+    ]
+    found = bool(draft.steps)
+    draft.steps.append(replace(draft.operator, inputs=inputs))
+    return found
 
 
 def deconvolution(draft: Draft) -> bool:

@@ -187,6 +187,7 @@ SUBSTITUTES: tuple[Substitute, ...] = (
     Substitute(table.EXPAND_DIMS, RESHAPE.name, makers.as_reshape),
     Substitute(table.SQUEEZE, RESHAPE.name, makers.as_reshape),
     Substitute(table.TRANSPOSE, RESHAPE.name, makers.as_reshape),
+    Substitute(table.DETECTION_POSTPROCESS, "itself behind DEQUANTIZE", makers.floats_first, exact=False),
     Substitute(DECONVOLUTION, TRANSPOSE_CONV.name, makers.deconvolution, exact=False),
     Substitute(table.SEQUENCE_LSTM, "itself with all 24 operands", makers.with_all_operands),
     *(

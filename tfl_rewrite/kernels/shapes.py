@@ -90,6 +90,10 @@ class Calls(enum.Enum):
     AGAIN = "what its body gives out is given to it again"
 
 
+_FLEX_MAP, _FLEX_NUMBERS = 9, (1, 2)
+"""Types of FlexBuffers (``flexbuffers.h``)."""
+
+
 def outputs_of(rule: ShapeRule | None, given: Given) -> list[Shape | None]:
     """Returns the shapes of the outputs of an operator, as many as it has; None for those not known."""
     count = len(given.operator.outputs)
@@ -223,6 +227,50 @@ def delegated(given: Given) -> Sequence[Shape | None]:
         None if output is None or not output.shape else (batch, *output.shape[1:])
         for output in given.operator.outputs
     ]
+
+
+def detections(given: Given) -> Sequence[Shape | None]:
+    """Boxes, classes, scores and a count; the options say how many (``detection_postprocess.cc``)."""
+    options = given.operator.rest.get("custom_options")
+    numbers = whole_numbers(b"" if options is None else bytes(options.raw))
+    try:
+        most = numbers["max_detections"] * numbers["max_classes_per_detection"]
+    except KeyError:
+        raise UnknownShapeError from None
+    return [(1, most, 4), (1, most), (1, most), (1,)]
+
+
+def whole_numbers(data: bytes) -> dict[str, int]:
+    """Returns the whole numbers of a FlexBuffer that is a map, by their keys.
+
+    Behind the elements of a map are their types, a byte each, and before them the place and the width of its
+    keys and their count; a place is told by how far it lies before what tells it
+    (https://flatbuffers.dev/internals, "FlexBuffers").
+
+    Raises:
+        ValueError: It is none.
+    """
+
+    def number(at: int, width: int, signed: bool = False) -> int:
+        if at < 0 or width not in (1, 2, 4, 8) or at + width > len(data):
+            raise ValueError("no FlexBuffer")
+        return int.from_bytes(data[at : at + width], "little", signed=signed)
+
+    kind, wide, end = number(len(data) - 2, 1), number(len(data) - 1, 1), len(data) - 2
+    if kind >> 2 != _FLEX_MAP:
+        raise ValueError("no map")
+    width, start = 1 << (kind & 3), end - wide - number(end - wide, wide)
+    count = number(start - width, width)
+    keys, step = start - 3 * width - number(start - 3 * width, width), number(start - 2 * width, width)
+    found: dict[str, int] = {}
+    for at in range(min(count, len(data))):
+        if number(start + count * width + at, 1) >> 2 in _FLEX_NUMBERS:
+            place = keys + at * step
+            key = place - number(place, step)
+            number(key, 1)
+            name = data[key : data.index(0, key)].decode(errors="replace")
+            found[name] = number(start + at * width, width, signed=True)
+    return found
 
 
 def stated(position: int) -> ShapeRule:

@@ -1256,12 +1256,14 @@ DELEGATED: Mapping[str, OperatorRow] = MappingProxyType(
     {name: OperatorRow(name, declared=True, shape=shapes.delegated) for name in DELEGATE_CUSTOM}
 )
 """Custom operators that XNNPACK takes (``xnnpack_delegate.cc``), with sizes from the file; by name."""
+(DETECTION_POSTPROCESS,) = (OperatorRow(name, shape=shapes.detections) for name in FLOAT_CUSTOM)
+_CUSTOM = {**DELEGATED, DETECTION_POSTPROCESS.name: DETECTION_POSTPROCESS}
 
 
 def row_of(operator: Operator) -> OperatorRow:
     """Returns the row of an operator; one that promises nothing for an unknown one, or most custom ones."""
     custom = operator.code.custom
-    return row_named(operator.code.name) if custom is None else DELEGATED.get(custom, _NOTHING)
+    return row_named(operator.code.name) if custom is None else _CUSTOM.get(custom, _NOTHING)
 
 
 def row_named(name: str) -> OperatorRow:
