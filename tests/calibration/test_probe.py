@@ -213,3 +213,80 @@ def test_a_part_is_written_without_what_it_does_not_hold(
     assert len(part.buffers) <= 1 + len(graph.tensors) < len(whole.buffers)
     # The model in memory is whole again.
     assert probe.model.to_bytes() == whole.to_bytes()
+
+
+def parts_opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Returns a list that takes up how many operators each part has that is opened from then on."""
+    found: list[int] = []
+    real = Runner.open
+
+    def opened(self: Runner, model: Path, *, delegates: bool = True) -> None:
+        found.append(len(load(model).subgraphs[0].operators))
+        real(self, model, delegates=delegates)
+
+    monkeypatch.setattr(Runner, "open", opened)
+    return found
+
+
+def asked(probe: Probe, item: Wanted, calls: list[Call]) -> list[Array]:
+    return [found for _, (found,) in probe.activations([(item.place, 1)], calls)]
+
+
+def test_a_part_begins_where_the_one_before_ended(
+    fixtures: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows from constants that were replaced meanwhile is computed again, and nothing else is."""
+    path, inputs = fixtures / "mtcnn_rnet.tflite", str(fixtures / "inputs" / "mtcnn_rnet.npz")
+    items, steps = weighted(path), steps_of(load(path), Judging(inputs=[inputs]))[:3]
+    opened = parts_opened(monkeypatch)
+    probe, first = Probe(path, runner), items[0]
+    calls = probe.calls(steps)
+    cut = [asked(probe, item, calls) for item in items]
+    cuts = opened[:]
+    del opened[:]
+    whole = [asked(Probe(path, runner), item, calls) for item in items]
+    for ours, theirs in zip(cut, whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    # The first weight meets the input, and the last two meet the same.
+    assert len(opened) == 5 and len(cuts) == 4
+    assert cuts[0] == opened[0] and sum(cuts) == opened[-1]
+    last = opened[-1]
+    probe.add(first.place, 2, np.full(first.product.shape[0], 0.5))
+    del opened[:]
+    changed = asked(probe, items[-1], calls)
+    assert opened == [last] and not np.array_equal(changed[0], cut[-1][0])
+    # Other calls were not kept.
+    other = probe.calls(steps)
+    assert len(asked(probe, items[-1], other)) == 3 and opened == [last] * 2
+
+
+def test_weights_behind_dequantize_stay_constants_of_each_part(
+    fixtures: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, inputs = fixtures / "digits_cnn_float16.tflite", str(fixtures / "inputs" / "digits_calib.npz")
+    items, steps = weighted(path), steps_of(load(path), Judging(inputs=[inputs]))[:2]
+    opened = parts_opened(monkeypatch)
+    probe = Probe(path, runner)
+    calls = probe.calls(steps)
+    first, last = (asked(probe, item, calls) for item in (items[1], items[-1]))
+    assert opened[-1] < len(load(path).subgraphs[0].operators)
+    probe.put(items[-1].place, 1, np.zeros(items[-1].product.shape))
+    # Nothing before it reads that.
+    for ours, theirs in zip(asked(probe, items[-1], calls), last, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    probe.put(items[0].place, 1, np.zeros(items[0].product.shape))
+    assert not np.array_equal(asked(probe, items[1], calls)[0], first[0])
+
+
+def test_what_keeps_state_is_run_from_the_inputs_on(
+    fixtures: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, inputs = fixtures / "svdf.tflite", str(fixtures / "inputs" / "svdf.npz")
+    opened = parts_opened(monkeypatch)
+    probe = Probe(path, runner)
+    calls = probe.calls(steps_of(load(path), Judging(inputs=[inputs])))
+    outputs = probe.model.subgraphs[0].outputs
+    once, again = ([values for _, values in probe.values_of(0, outputs, calls)] for _ in range(2))
+    assert opened[0] == opened[1] == len(probe.model.subgraphs[0].operators)
+    for one, other in zip(once, again, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections import Counter
@@ -13,20 +14,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tfl_rewrite.editing.effects import Effects
 from tfl_rewrite.files.source import load, save
 from tfl_rewrite.interpreter.child import save_array
 from tfl_rewrite.interpreter.memory import MemoryWatch
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import ModelFailed, Worker
+from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.kernels.products import activation_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
-from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.weights.rounders import Simulate
 
 Array = npt.NDArray[Any]
+
+CUT_NBYTES = 16 << 20
+"""Of what all calls hold where one part of a model ends, so that the next can begin there."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -63,6 +69,26 @@ class Call:
     subgraph: int
     values: tuple[Array, ...]
     half: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a subgraph holds between two of its operators in some calls: a part can begin there.
+
+    Attributes:
+        begin: The position of the operator behind it; 0 for the inputs.
+        tensors: What is made before it and read from there on, but for what constants alone decide.
+        held: By the id of a call: the call, and what these tensors hold in it.
+    """
+
+    begin: int
+    tensors: Sequence[Tensor]
+    held: dict[int, tuple[Call, Sequence[Array]]]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the values take."""
+        return sum(value.nbytes for _, values in self.held.values() for value in values)
 
 
 class Runner:
@@ -103,6 +129,7 @@ class Runner:
             self.worker.runtime = runtime
         self._outputs: tuple[int, ...] = ()
         self._stored: dict[int, tuple[object, str]] = {}
+        self._inputs = 0
         self._steps = 0
         self._number = 0
 
@@ -165,11 +192,19 @@ class Runner:
     def _store(self, value: Array) -> str:
         known = self._stored.get(id(value))
         if known is None:
-            stem = str(self.folder / f"input{len(self._stored)}")
+            self._inputs += 1
+            stem = str(self.folder / f"input{self._inputs}")
             save_array(Path(stem), value)
             # The array is held, so that no other gets its id.
             known = self._stored[id(value)] = (value, stem)
         return known[1]
+
+    def forget(self, values: Sequence[Array]) -> None:
+        """Removes inputs that are not asked for again."""
+        for value in values:
+            _, stem = self._stored.pop(id(value), (None, ""))
+            if stem:
+                Path(f"{stem}.npy").unlink(missing_ok=True)
 
 
 class Probe:
@@ -192,6 +227,10 @@ class Probe:
         self._path, self._runner = path, runner
         self.in_sequence = runner.in_sequence
         self._own: set[int] = set()
+        self._cuts: dict[int, Cut] = {}
+        # Subgraphs of which parts run from the inputs on.
+        self._uncut: set[int] = set()
+        self._decided: dict[int, set[int]] = {}
 
     def again(self, simulate: Simulate | None) -> Probe:
         """Returns another probe of the same file and with the same runner: only one of them can be run."""
@@ -231,6 +270,7 @@ class Probe:
         """
         tensor = self._constant(place, position)
         dtype = dtypes.BY_VALUE[tensor.dtype].numpy
+        self._changes(place.subgraph, tensor)
         if id(tensor.buffer) not in self._own:
             tensor.buffer = self.model.add_buffer()
             self._own.add(id(tensor.buffer))
@@ -244,6 +284,7 @@ class Probe:
             tensor = Tensor("bias", change.shape, dtypes.FLOAT32.value, buffer)
             self.model.subgraphs[place.subgraph].tensors.append(tensor)
             operator.inputs[position:] = [tensor]
+            self._changes(place.subgraph, tensor)
             return
         tensor = self._constant(place, position)
         assert tensor.buffer.blob is not None
@@ -286,30 +327,48 @@ class Probe:
         Raises:
             ModelFailed: The part does not run.
         """
-        subgraph = self.model.subgraphs[entered]
-        given = {id(tensor): position for position, tensor in enumerate(subgraph.inputs)}
-        outputs: list[Tensor] = []
-        known: set[int] = set()
-        for tensor in tensors:
-            if id(tensor) not in given and id(tensor) not in known:
-                known.add(id(tensor))
-                outputs.append(tensor)
-        where = {id(tensor): position for position, tensor in enumerate(outputs)}
         mine = [(number, call) for number, call in enumerate(calls) if call.subgraph == entered]
+        start = self._start(entered, tensors, mine)
+        given = {id(tensor): position for position, tensor in enumerate(start.tensors)}
+        outputs = list({id(tensor): tensor for tensor in tensors if id(tensor) not in given}.values())
+        end = self._end(entered, start, outputs, len(mine)) if outputs else None
+        kept = [] if end is None else [tensor for tensor in end.tensors if id(tensor) not in given]
+        asked = len(outputs)
+        outputs = list({id(tensor): tensor for tensor in (*outputs, *kept)}.values())
+        where = {id(tensor): position for position, tensor in enumerate(outputs)}
         if outputs and mine:
-            self._open(subgraph, outputs, lambda: self._runner.run(mine[0][1].values))
+            first = start.held[id(mine[0][1])][1]
+            try:
+                is_cut = start.begin > 0 or len(outputs) > asked
+                self._open(entered, start, outputs, lambda: self._runner.run(first), is_cut=is_cut)
+            except ModelFailed:
+                if not is_cut:
+                    raise
+                self._forget(entered)
+                self._uncut.add(entered)
+                yield from self.values_of(entered, tensors, calls)
+                return
         for turn, (number, call) in enumerate(mine):
-            made: list[Array] = []
+            values, made = start.held[id(call)][1], list[Array]()
             if outputs:
-                self._runner.run(call.values, carries_over=self.in_sequence and turn > 0)
+                if turn:
+                    self._runner.run(values, carries_over=self.in_sequence)
                 made = self._runner.outputs(len(outputs))
-            yield (
-                number,
-                [
-                    made[where[id(tensor)]] if (at := given.get(id(tensor))) is None else call.values[at]
-                    for tensor in tensors
-                ],
-            )
+
+            def of(tensor: Tensor, values: Sequence[Array] = values, made: list[Array] = made) -> Array:
+                at = given.get(id(tensor))
+                return made[where[id(tensor)]] if at is None else values[at]
+
+            if end is not None:
+                end.held[id(call)] = call, [of(tensor) for tensor in end.tensors]
+                if end.nbytes > CUT_NBYTES:
+                    # The shapes in the file are smaller than those of the samples.
+                    self._uncut.add(entered)
+                    end = None
+            yield number, [of(tensor) for tensor in tensors]
+        if end is not None and mine:
+            self._forget(entered)
+            self._cuts[entered] = end
 
     def step(
         self, entered: int, outputs: list[Tensor], values: Sequence[Array], *, first: bool
@@ -329,22 +388,97 @@ class Probe:
             ModelFailed: The part does not run.
         """
         if first:
-            self._open(self.model.subgraphs[entered], outputs, lambda: self._runner.step(values))
+            start = self._start(entered, outputs, [])
+            self._open(entered, start, outputs, lambda: self._runner.step(values))
         else:
             self._runner.step(values)
         return self._runner.outputs(len(outputs))
 
-    def _open(self, subgraph: SubGraph, outputs: list[Tensor], run: Callable[[], None]) -> None:
-        """Opens the part that ends in some tensors, and runs it.
+    def _start(self, entered: int, tensors: Sequence[Tensor], mine: Sequence[tuple[int, Call]]) -> Cut:
+        """Returns where a part begins that is to give some tensors: the last cut, or the inputs."""
+        subgraph, cut = self.model.subgraphs[entered], self._cuts.get(entered)
+        if cut is not None and mine and all(id(call) in cut.held for _, call in mine):
+            behind = (out for operator in subgraph.operators[cut.begin :] for out in operator.outputs)
+            known = {id(tensor) for tensor in (*cut.tensors, *behind)}
+            if all(id(tensor) in known for tensor in tensors):
+                return cut
+        return Cut(0, subgraph.inputs, {id(call): (call, call.values) for _, call in mine})
+
+    def _end(self, entered: int, start: Cut, outputs: Sequence[Tensor], calls: int) -> Cut | None:
+        """Returns the last place, in a part that gives some tensors, of which all that is held can be kept.
+
+        None where a part must not begin inside, since what came before it would be missed.
+        """
+        operators = self.model.subgraphs[entered].operators
+        if entered not in self._decided:
+            self._decided[entered] = _decided(operators)
+            if self.in_sequence or not _only_compute(operators):
+                self._uncut.add(entered)
+        if entered in self._uncut:
+            return None
+        wanted, decided = set(map(id, outputs)), self._decided[entered]
+        made = {id(tensor): (tensor, start.begin) for tensor in start.tensors}
+        last = start.begin
+        for position, operator in enumerate(operators[start.begin :], start.begin):
+            if wanted & {*map(id, operator.outputs)}:
+                last = position
+            if id(operator) not in decided:
+                given = [tensor for tensor in operator.outputs if tensor is not None]
+                made |= {id(tensor): (tensor, position + 1) for tensor in given}
+        until = {
+            id(tensor): position for position, operator in enumerate(operators) for tensor in operator.inputs
+        }
+        nbytes = [0] * (len(operators) + 2)
+        for key, (tensor, first) in made.items():
+            if until.get(key, -1) >= first:
+                nbytes[first] += calls * _nbytes(tensor)
+                nbytes[until[key] + 1] -= calls * _nbytes(tensor)
+        at = [place for place, held in enumerate(itertools.accumulate(nbytes)) if 0 < held <= CUT_NBYTES]
+        begin = max((place for place in at if start.begin < place <= last + 1), default=None)
+        if begin is None:
+            return None
+        kept = [tensor for key, (tensor, first) in made.items() if first <= begin <= until.get(key, -1)]
+        return Cut(begin, kept, {})
+
+    def _changes(self, entered: int, tensor: Tensor) -> None:
+        """Forgets what was kept where it follows from a constant that changes."""
+        cut = self._cuts.get(entered)
+        if cut is None:
+            return
+        changed = {id(tensor)}
+        for operator in self.model.subgraphs[entered].operators[: cut.begin]:
+            if changed & {*map(id, operator.inputs)}:
+                if id(operator) not in self._decided[entered]:
+                    self._forget(entered)
+                    return
+                changed |= {*map(id, operator.outputs)}
+
+    def _forget(self, entered: int) -> None:
+        cut = self._cuts.pop(entered, None)
+        for call, values in () if cut is None else cut.held.values():
+            inputs = {*map(id, call.values)}
+            self._runner.forget([value for value in values if id(value) not in inputs])
+
+    def _open(
+        self,
+        entered: int,
+        start: Cut,
+        outputs: list[Tensor],
+        run: Callable[[], None],
+        *,
+        is_cut: bool = False,
+    ) -> None:
+        """Opens the part from a cut on that ends in some tensors, and runs it; a cut one in one way only.
 
         Without delegates where they do not take it, and with all that follows where the part alone does not
         run: XNNPACK crashes where nothing reads what a MaxPoolingWithArgmax2D gives out.
         """
         path = self._runner.next_path()
         try:
-            for last_try, (whole, delegates) in enumerate(((False, True), (False, False), (True, True)), -2):
+            ways = ((False, True), (False, False), (True, True))[: 1 if is_cut else 3]
+            for last_try, (whole, delegates) in enumerate(ways, 1 - len(ways)):
                 if delegates:
-                    self._save(path, subgraph, outputs, whole=whole)
+                    self._save(path, entered, start, outputs, whole=whole)
                 try:
                     self._runner.open(path, delegates=delegates)
                     run()
@@ -356,22 +490,25 @@ class Probe:
             # An open interpreter keeps what it has mapped.
             path.unlink(missing_ok=True)
 
-    def _save(self, path: Path, subgraph: SubGraph, outputs: list[Tensor], *, whole: bool) -> None:
-        model = self.model
+    def _save(self, path: Path, entered: int, start: Cut, outputs: list[Tensor], *, whole: bool) -> None:
+        model, subgraph = self.model, self.model.subgraphs[entered]
         last = max(
             position
             for position, operator in enumerate(subgraph.operators)
             if whole or any(tensor is output for tensor in operator.outputs for output in outputs)
         )
-        operators = subgraph.operators[: last + 1]
+        decided = self._decided[entered] if start.begin else set()
+        operators = [item for item in subgraph.operators[: start.begin] if id(item) in decided]
+        operators += subgraph.operators[start.begin : last + 1]
         rest = [tensor for tensor in subgraph.outputs if whole and all(tensor is not own for own in outputs)]
         read = {id(tensor) for operator in operators for tensor in operator.inputs}
         made = (tensor for operator in operators for tensor in (*operator.outputs, *operator.intermediates))
-        held = read.union(map(id, (*subgraph.inputs, *outputs, *rest, *made)))
-        kept = subgraph.operators, subgraph.outputs, subgraph.tensors
+        held = read.union(map(id, (*start.tensors, *outputs, *rest, *made)))
+        kept = subgraph.operators, subgraph.outputs, subgraph.tensors, subgraph.inputs
         others = model.signatures, model.subgraphs, model.metadata, model.buffers, model.metadata_buffers
         # What the part does not hold is not written, and constants that it does not read neither.
         subgraph.operators, subgraph.outputs = operators, [*outputs, *rest]
+        subgraph.inputs = [*start.tensors]
         subgraph.tensors = [tensor for tensor in kept[2] if id(tensor) in held]
         # The part is the main subgraph, so that it can be called by position.
         model.signatures, model.metadata, model.metadata_buffers = [], [], []
@@ -391,7 +528,7 @@ class Probe:
         finally:
             for buffer, blob in spared:
                 buffer.blob = blob
-            subgraph.operators, subgraph.outputs, subgraph.tensors = kept
+            subgraph.operators, subgraph.outputs, subgraph.tensors, subgraph.inputs = kept
             (
                 model.signatures,
                 model.subgraphs,
@@ -422,3 +559,29 @@ class Probe:
         except KeyError:
             raise ModelFailed(f"signature {step.signature!r} does not give all inputs") from None
         return Call(self.model.subgraphs.index(signature.subgraph), ordered)
+
+
+def _only_compute(operators: Sequence[Operator]) -> bool:
+    """Whether each does nothing but compute what it gives from what it reads."""
+    effects = Effects()
+    return all(effects.of(operator)[0] is SideEffect.NONE for operator in operators)
+
+
+def _decided(operators: Sequence[Operator]) -> set[int]:
+    """Returns the operators, by id, whose outputs follow from constants alone."""
+    found: set[int] = set()
+    known: set[int] = set()
+    for operator in operators:
+        read = [tensor for tensor in operator.inputs if tensor is not None]
+        if read and all(tensor.is_constant or id(tensor) in known for tensor in read):
+            found.add(id(operator))
+            known |= {*map(id, operator.outputs)}
+    return found
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Returns what a tensor holds in memory; more than is ever kept, where it may not begin a part."""
+    row = dtypes.BY_VALUE.get(tensor.dtype)
+    if row is None or not row.numpy or not tensor.shape or min(tensor.shape) < 1 or tensor.is_variable:
+        return CUT_NBYTES + 1
+    return tensor.elements * np.dtype(row.numpy).itemsize
