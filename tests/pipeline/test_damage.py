@@ -24,7 +24,7 @@ from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.pipeline.damage import most_measured, rescue
+from tfl_rewrite.pipeline.damage import MOST_MEASURED, most_costly, most_measured, rescue
 
 pytestmark = pytest.mark.runtime
 
@@ -235,6 +235,61 @@ def test_what_is_written_does_not_depend_on_the_time_there_is(
     monkeypatch.setattr("tfl_rewrite.pipeline.damage.time", clock)
     assert made("slow.tflite", 5) == usual
     assert made("none.tflite", 0) == usual
+
+
+class Noisy:
+    """Stands for trials of constants whose noises add up."""
+
+    nbytes_before = 1 << 20
+
+    def __init__(self, noises: list[float], failing: int = -1) -> None:
+        self.names = {(0, position): str(position) for position in range(len(noises))}
+        self.noises, self.failing, self.files = noises, failing, 0
+
+    def at(self, level: int, places: Any) -> dict[tuple[int, int], int]:
+        return dict.fromkeys(places, level)
+
+    def judge(self, levels: Mapping[Any, int]) -> Any:
+        self.files += 1
+        mine = [position for (_, position) in self.names.keys() - levels.keys()]
+        return self.verdict(mine)
+
+    def verdict(self, mine: Any) -> Any:
+        snr = -10 * math.log10(sum(self.noises[position] for position in mine) or 1e-30)
+        short = 3.0 if self.failing in mine else max(0.0, 20.0 - snr)
+        return SimpleNamespace(worst_snr=lambda: snr, short_db=lambda: short)
+
+    def costly(self) -> list[str]:
+        refused = self.verdict(range(len(self.noises)))
+        return [item.tensor for item in most_costly(self, refused)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loud", [0, 41, 79])
+def test_a_loud_constant_among_many_is_found_with_few_files(loud: int) -> None:
+    trials = Noisy([1e-5] * 80)
+    trials.noises[loud] = 0.012
+    assert trials.costly()[0] == str(loud)
+    assert trials.files <= 2 * math.ceil(math.log2(80)) < MOST_MEASURED / 4
+
+
+def test_the_loudest_come_first_until_the_others_are_not_too_loud_together() -> None:
+    trials = Noisy([1e-5] * 30 + [0.004, 0.009, 0.006, 0.002])
+    found = trials.costly()
+    assert found[:3] == ["31", "32", "30"]
+    rest = sum(trials.noises) - sum(trials.noises[int(name)] for name in found)
+    assert rest <= 0.005 and trials.files < 20
+
+
+def test_a_constant_that_fails_at_something_else_is_found() -> None:
+    trials = Noisy([1e-5] * 50, failing=33)
+    assert trials.costly()[0] == "33"
+
+
+def test_as_many_files_are_made_as_may_be_where_all_are_alike() -> None:
+    trials = Noisy([0.001] * 200)
+    assert len(trials.costly()) > 1 or trials.files == MOST_MEASURED
+    assert trials.files <= MOST_MEASURED + 1
+    assert Noisy([0.02]).costly() == ["0"]
 
 
 @pytest.mark.parametrize(("nbytes", "count"), [(0, 64), (8 << 20, 64), (100 << 20, 5), (1 << 40, 0)])

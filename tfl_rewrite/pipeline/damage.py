@@ -6,9 +6,10 @@ finer, more and more of them, until the rest passes. All of it is measured.
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -196,24 +197,34 @@ def with_damage(failed: RewriteFailed, trials: Trials, *, seconds: float) -> Rew
 
 def measured_alone(trials: Trials, place: Place) -> list[Culprit]:
     """Rewrites one constant and leaves all others as they are; returns nothing where that is no file."""
-    verdict = trials.judge(trials.at(_TOP, (other for other in trials.names if other != place)))
+    verdict = _alone(trials, [place])
     if verdict is None:
         return []
     return [Culprit(trials.names[place], place, verdict.worst_snr(), verdict.short_db())]
+
+
+def _alone(trials: Trials, places: Collection[Place]) -> Verdict | None:
+    """Rewrites some constants and leaves all others as they are."""
+    return trials.judge(trials.at(_TOP, (other for other in trials.names if other not in places)))
+
+
+def _noise(snr: float | None, short: float) -> float:
+    """Returns noise over signal of the worst output; infinite where anything fails that is asked for."""
+    return math.inf if snr is None or short > 0 else 10.0 ** (-snr / 10.0)
 
 
 _TOP = 99
 """A level that no pass has: the constant as it was."""
 
 MOST_MEASURED, MEASURED_NBYTES = 64, 512 << 20
-"""So many constants are measured alone before a rescue, and no more than makes files of so many bytes.
+"""So many files are made for a rescue to find the worst constants, and no more than have so many bytes.
 
 Counted, not timed: what is written must not depend on how busy the machine is.
 """
 
 
 def most_measured(nbytes: int) -> int:
-    """Returns how many constants of a model of so many bytes are measured alone before a rescue."""
+    """Returns how many files are made of a model of so many bytes, to find its worst constants."""
     return min(MOST_MEASURED, MEASURED_NBYTES // max(1, nbytes))
 
 
@@ -250,14 +261,45 @@ def _fewest(most: int, passes: Callable[[int], bool]) -> int:
     return high
 
 
-def most_costly(trials: Trials) -> list[Culprit]:
+_LEFT = 0.5
+"""Of the noise that is allowed: what all constants make together that are not looked for any more."""
+
+
+def most_costly(trials: Trials, refused: Verdict) -> list[Culprit]:
     """Measures the constants that may cost most alone; returns them, the worst first.
 
-    How many, follows from the size of the file (:func:`most_measured`), and which, from what they lost
-    themselves.
+    Noises add up, so a group with a loud one in it is loud: the loudest is cut in halves, each rewritten
+    without all else, until those that were not singled out are not too loud together. Constants that lost
+    much themselves are neighbours. How many files are made follows from the size of one
+    (:func:`most_measured`).
+
+    Args:
+        trials: Of the rewrite that was refused.
+        refused: What was said of it.
     """
-    few = list(trials.names)[: most_measured(trials.nbytes_before)]
-    culprits = [found for place in few for found in measured_alone(trials, place)]
+    places, files = list(trials.names), most_measured(trials.nbytes_before)
+    if len(places) == 1:
+        return measured_alone(trials, places[0])
+    short, snr = refused.short_db(), refused.worst_snr()
+    allowed = 0.0
+    if snr is not None and math.isfinite(short):
+        allowed = _LEFT * 10.0 ** (-(snr + short) / 10.0)
+    culprits: list[Culprit] = []
+    # Neighbours in the list of places, the loudest first: less the noise, begin and end.
+    groups = [(-math.inf, 0, len(places))]
+    while groups and files > 0 and -sum(group[0] for group in groups) > allowed:
+        _, begin, end = heapq.heappop(groups)
+        middle = (begin + end) // 2
+        for first, last in ((begin, middle), (middle, end)) if end - begin > 1 else ():
+            if last - first == 1:
+                found = measured_alone(trials, places[first])
+                culprits += found
+                noise = max((_noise(item.snr, item.short) for item in found), default=0.0)
+            else:
+                verdict = _alone(trials, places[first:last])
+                noise = math.inf if verdict is None else _noise(verdict.worst_snr(), verdict.short_db())
+            heapq.heappush(groups, (-noise, first, last))
+            files -= 1
     return sorted(culprits, key=lambda item: item.severity)
 
 

@@ -477,7 +477,7 @@ def _rescue(opened: _Opened, failed: RewriteFailed) -> Report:
         current().say("looking for the constants that lose most")
         if not opened.settings.rescue:
             raise with_damage(failed, trials, seconds=opened.settings.blame_seconds)
-        culprits = most_costly(trials)
+        culprits = most_costly(trials, verdict)
         current().say("storing constants finer until the outputs pass")
         for levels in rescues(trials, culprits):
 
