@@ -28,7 +28,7 @@ from pathlib import Path
 from bench_models import bench_parser, float_models, inputs_of
 
 from tfl_rewrite import Judging, load
-from tfl_rewrite.calibration.rounder import Calibrated
+from tfl_rewrite.calibration.rounder import Calibrated, Ordered
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.errors import TflRewriteError
 from tfl_rewrite.files.source import save
@@ -181,7 +181,7 @@ def uniform_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[P
         effort: Calibrated(
             Judging(inputs=(inputs / f"{path.stem}.calib.npz",)),
             effort=effort,
-            in_order=effort is Effort.BEST,
+            ordered=Ordered() if effort is Effort.BEST else None,
         )
         for effort in (Effort.BALANCED, Effort.BEST)
     }

@@ -33,6 +33,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 LONG_MODULES: dict[str, str] = {
     "batch/run.py": "a run of a batch and its executors share one state",
     "calibration/probe.py": "one copy of a model, with the process that runs its parts",
+    "calibration/rounder.py": "one rounder, with each way to come to what it rounds for",
     "calibration/record.py": "one record of ranges: taken, kept and read back",
     "cli/commands/rows.py": "one row a command",
     "cli/render.py": "one report, in short and with its tables",

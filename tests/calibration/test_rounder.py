@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tfl_rewrite import load, run
 from tfl_rewrite.calibration import collect
 from tfl_rewrite.calibration.fitter import InputActivations
 from tfl_rewrite.calibration.probe import Runner
-from tfl_rewrite.calibration.rounder import Calibrated
+from tfl_rewrite.calibration.rounder import Calibrated, Ordered
 from tfl_rewrite.cli import main
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.interpreter.process import Child
@@ -165,7 +166,9 @@ def test_what_there_is_no_time_for_is_rounded_plainly(fixtures: Path, few: Path,
         asked += 1
         return asked > 3
 
-    rounder = Calibrated(Judging(inputs=(few,)), in_order=in_order, time_is_up=time_is_up)
+    rounder = Calibrated(
+        Judging(inputs=(few,)), ordered=Ordered() if in_order else None, time_is_up=time_is_up
+    )
     settings = QuantizeWeights(encoding=Encoding.parse("int4:channel:dequantize"), rounder=rounder)
     for _ in range(2):
         model = load(fixtures / "digits_cnn.tflite")
@@ -194,7 +197,7 @@ def test_the_processes_of_a_judge_do_as_well(
     path, judging = fixtures / "digits_cnn.tflite", Judging(inputs=(few,))
 
     def made(beside: Judge | None) -> bytes:
-        rounder = Calibrated(judging, in_order=in_order, beside=beside)
+        rounder = Calibrated(judging, ordered=Ordered() if in_order else None, beside=beside)
         settings = QuantizeWeights(encoding=Encoding.parse("int4:channel:dequantize"), rounder=rounder)
         model = load(path)
         settings.run(model, Context())
@@ -227,7 +230,7 @@ def test_a_run_of_the_float_model_serves_as_many_weights_as_fit(
         opened.clear()
         settings = QuantizeWeights(
             encoding=Encoding.parse("int4:channel:dequantize"),
-            rounder=Calibrated(Judging(inputs=(few,)), in_order=True),
+            rounder=Calibrated(Judging(inputs=(few,)), ordered=Ordered()),
         )
         model = load(fixtures / "digits_cnn.tflite")
         settings.run(model, Context())
@@ -238,10 +241,45 @@ def test_a_run_of_the_float_model_serves_as_many_weights_as_fit(
     monkeypatch.setattr(collect, "activation_of", lambda *_: None)
     opened.clear()
     model = load(fixtures / "digits_cnn.tflite")
-    replace(settings, rounder=Calibrated(Judging(inputs=(few,)), in_order=True)).run(model, Context())
+    replace(settings, rounder=Calibrated(Judging(inputs=(few,)), ordered=Ordered())).run(model, Context())
     assert model.to_bytes() == made[0][0] and len(opened) == made[0][1] + 1
     weights = made[0][1] // 2
     assert weights > 2 and made[0][1] == 2 * weights and made[64 << 20][1] == weights + 1
+
+
+def test_what_was_rounded_in_order_before_is_not_rounded_again(
+    fixtures: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the first weight that is to have another form; and it is what it would be without."""
+    opened: list[Path] = []
+    start = Runner.open
+
+    def counted(self: Runner, model: Path, *, delegates: bool = True) -> None:
+        opened.append(model)
+        start(self, model, delegates=delegates)
+
+    monkeypatch.setattr(Runner, "open", counted)
+
+    def made(ordered: Ordered, text: str, exclude: tuple[str, ...] = ()) -> tuple[bytes, int]:
+        opened.clear()
+        rounder = Calibrated(Judging(inputs=(few,)), ordered=ordered)
+        model = load(fixtures / "digits_cnn.tflite")
+        encoding = Encoding.parse(f"{text}:channel:dequantize")
+        QuantizeWeights(encoding=encoding, exclude=exclude, rounder=rounder).run(model, Context())
+        assert rounder.found
+        return model.to_bytes(), len(opened)
+
+    model = load(fixtures / "digits_cnn.tflite")
+    last = [item.inputs[1] for _, item in model.operators() if item.code.name == "FULLY_CONNECTED"][-1]
+    assert last is not None
+    ways = ("int4", ()), ("int4", (f"^{re.escape(last.name)}$",)), ("int8", ()), ("int4", ())
+    alone = [made(Ordered(), *way) for way in ways]
+    known = Ordered(64 << 20)
+    again = [made(known, *way) for way in ways]
+    assert [model for model, _ in alone] == [model for model, _ in again]
+    assert all(runs > 2 for _, runs in alone)
+    # Without the last weight nothing before it changes, and with other forms everything does.
+    assert [runs for _, runs in again] == [alone[0][1], 0, alone[2][1], 0]
 
 
 @pytest.mark.parametrize(("name", "weights"), [("lstm", 8), ("rnn", 4)])

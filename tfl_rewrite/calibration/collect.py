@@ -51,6 +51,42 @@ Found = TypeVar("Found")
 Number = TypeVar("Number", bound=np.generic)
 
 
+class Remembered(Generic[Found]):
+    """What was found step by step, each behind those before it; for whoever goes the same way again.
+
+    Args:
+        most: Bytes of what is kept; nothing is by default.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self._most = most
+        self._known: dict[tuple[int, Hashable], tuple[int, Found]] = {}
+        self._nbytes = 0
+
+    def get(self, before: int, step: Hashable) -> tuple[int, Found] | None:
+        """Returns what a step was found to be, and its number; None where it was not taken there yet.
+
+        Args:
+            before: Number of the step before it; 0 for none.
+            step: What tells it from others there.
+        """
+        return self._known.get((before, step))
+
+    def put(self, before: int, step: Hashable, found: Found, nbytes: int) -> int:
+        """Keeps what a step was found to be; returns its number, -1 where no more is kept.
+
+        Args:
+            before, step: See :meth:`get`.
+            found: It.
+            nbytes: Memory that it takes.
+        """
+        self._nbytes += max(1, nbytes)
+        if before < 0 or self._nbytes > self._most:
+            return -1
+        self._known[before, step] = len(self._known) + 1, found
+        return len(self._known)
+
+
 class Observer(Generic[Found]):
     """Looks at what weights meet. What was found of one is kept, so that asking again costs nothing.
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tfl_rewrite.calibration.collect import Observer, Wanted, collect
 from tfl_rewrite.calibration.probe import Probe, places_of
 from tfl_rewrite.calibration.ranges import Ranges
-from tfl_rewrite.calibration.rounder import Calibrated
+from tfl_rewrite.calibration.rounder import Calibrated, Ordered
 from tfl_rewrite.calibration.trials import Noises, Trials
 from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.judge.judge import Judge
@@ -287,7 +287,7 @@ class InputActivations:
         made = Calibrated(
             self.judging,
             effort=effort,
-            in_order=effort is Effort.BEST,
+            ordered=Ordered() if effort is Effort.BEST else None,
             correct_bias=correct_bias,
             progress=self._progress,
         )
@@ -309,7 +309,7 @@ class InputActivations:
         return Calibrated(
             self.judging,
             effort=effort,
-            in_order=True,
+            ordered=Ordered(),
             simulate=simulate,
             correct_bias=correct_bias,
             progress=self._progress,

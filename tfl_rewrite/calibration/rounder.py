@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from tfl_rewrite.calibration.collect import (
     OUT_OF_TIME,
     Ahead,
     Observer,
+    Remembered,
     Wanted,
     collect,
 )
@@ -87,6 +89,10 @@ _Outcome = tuple[_Job, Trial | str, Layer | None]
 """What became of a weight: what was tried, or why nothing; and its integers, unless they are the nearest."""
 
 
+Ordered = Remembered[tuple[Trial | str, Layer | None]]
+"""What rounding in order came to, for one model and its inputs."""
+
+
 class Calibrated(Observer[Trial], Clipped):
     """Rounds weights for the real activations that they meet, others as :class:`Clipped` does.
 
@@ -95,7 +101,8 @@ class Calibrated(Observer[Trial], Clipped):
     Args:
         judging: See :class:`Observer`.
         effort: How much work each weight is worth.
-        in_order: Round weight after weight, each for what it meets behind those before it.
+        ordered: Where weight after weight is rounded, each for what it meets behind those before it: what
+            that came to before with the same arguments, for the same model. None where each is rounded alone.
         simulate: Makes a copy of the model round its activations, too: what weights meet is seen there.
         correct_bias: Whether biases take mean errors back.
         progress: See :class:`Observer`.
@@ -108,7 +115,7 @@ class Calibrated(Observer[Trial], Clipped):
         judging: Judging,
         *,
         effort: Effort = Effort.BALANCED,
-        in_order: bool = False,
+        ordered: Ordered | None = None,
         simulate: Simulate | None = None,
         correct_bias: bool = True,
         progress: Progress | None = None,
@@ -117,7 +124,7 @@ class Calibrated(Observer[Trial], Clipped):
     ) -> None:
         super().__init__(judging, progress, beside=beside)
         self._effort = EFFORTS[effort]
-        self._in_order = in_order
+        self._memory = ordered
         self._simulate = simulate
         self._correct_bias = correct_bias
         self._time_is_up = time_is_up
@@ -141,10 +148,12 @@ class Calibrated(Observer[Trial], Clipped):
         def look(source: Source, probe: Callable[[Simulate | None], Probe]) -> None:
             first = probe(None)
             calls = first.calls(self.steps)
-            if self._in_order and source.nbytes <= IN_ORDER_NBYTES:
+            if self._memory is not None and source.nbytes <= IN_ORDER_NBYTES:
                 self._ordered = True
                 with ThreadPoolExecutor(current().threads) as pool:
-                    self._in_turn(first, probe(self._simulate), jobs, calls, pool.map)
+                    rounded = probe(self._simulate)
+                    known = self._memory, _digest(source)
+                    self._in_turn(first, rounded, jobs, calls, pool.map, known)
             else:
                 self._at_once(first, jobs, calls)
 
@@ -277,13 +286,23 @@ class Calibrated(Observer[Trial], Clipped):
             self._stage.tick(4 * job.work.channels.elements)
 
     def _in_turn(
-        self, probe: Probe, rounded: Probe, jobs: Sequence[_Job], calls: Sequence[Call], run: Run
+        self,
+        probe: Probe,
+        rounded: Probe,
+        jobs: Sequence[_Job],
+        calls: Sequence[Call],
+        run: Run,
+        known_of: tuple[Ordered, bytes],
     ) -> None:
         entered = {call.subgraph for call in calls}
         calibrated = {_key(job.work) for job in jobs}
-        for work in self._works:
-            if _key(work) not in calibrated and work.uses:
-                self._put(rounded, self._places[id(work.uses[0].operator)], work, self)
+        rest = [work for work in self._works if _key(work) not in calibrated and work.uses]
+        for work in rest:
+            self._put(rounded, self._places[id(work.uses[0].operator)], work, self)
+        # Nothing behind a weight decides what it is rounded to.
+        (memory, source), nothing = known_of, ("", None)
+        step: Hashable = source, *map(_key, rest)
+        at, _ = memory.get(0, step) or (memory.put(0, step, nothing, 0), nothing)
         floats = Ahead(probe, [job.wanted for job in jobs if job.wanted.place.subgraph in entered], calls)
         for number, job in enumerate(jobs):
             if number:
@@ -292,8 +311,16 @@ class Calibrated(Observer[Trial], Clipped):
             if place.subgraph not in entered:
                 self.reasons[_key(job.work)] = NOT_ENTERED
                 continue
-            moments = OUT_OF_TIME if self._time_is_up() else _drift(floats, rounded, job, calls)
-            layer = self._take(*self._outcome(job, moments, run=run))
+            step = _key(job.work), job.plan
+            known = memory.get(at, step)
+            if known is None:
+                in_time = not self._time_is_up()
+                moments = _drift(floats, rounded, job, calls) if in_time else OUT_OF_TIME
+                found = self._outcome(job, moments, run=run)[1:]
+                nbytes = job.work.channels.elements
+                known = (memory.put(at, step, found, nbytes) if in_time else -1), found
+            at = known[0]
+            layer = self._take(job, *known[1])
             if layer is None:
                 self._put(rounded, place, job.work, self)
                 continue
@@ -375,6 +402,13 @@ def _drift(floats: Ahead, rounded: Probe, job: _Job, calls: Sequence[Call]) -> M
     except (ValueError, ModelFailed) as error:
         return str(error)
     return moments
+
+
+def _digest(source: Source) -> bytes:
+    found = hashlib.sha256()
+    for piece in source.container.pieces():
+        found.update(piece)
+    return found.digest()
 
 
 def _plan(work: Work, *, may_correct: bool) -> Plan:

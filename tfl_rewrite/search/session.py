@@ -37,6 +37,9 @@ from tfl_rewrite.weights.rounders import Effort
 
 _TIMEOUT = 600.0
 
+ORDERED_NBYTES = 64 << 20
+"""Of integers that were rounded in order for each part of the inputs: the next file begins as others did."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -260,7 +263,7 @@ def _rounders(
     """Gives the passes what looks at inputs; one for all trials, so that nothing is done twice."""
     from tfl_rewrite.calibration.coder import Coder
     from tfl_rewrite.calibration.fitter import Fitter
-    from tfl_rewrite.calibration.rounder import Calibrated
+    from tfl_rewrite.calibration.rounder import Calibrated, Ordered
 
     base, grids, pruning = wanted.base, wanted.grids, wanted.pruning
     if not inputs or wanted.goal.effort is Effort.FAST:
@@ -286,8 +289,10 @@ def _rounders(
         beside=beside,
     )
 
+    known = Ordered(ORDERED_NBYTES)
+
     def ordered() -> QuantizeWeights:
-        return replace(plain, rounder=calibrated(in_order=True))
+        return replace(plain, rounder=calibrated(ordered=known))
 
     return Rounders(
         replace(plain, rounder=calibrated()), plain, ordered, grids, coder=Coder(fitter, clock.interrupt)
