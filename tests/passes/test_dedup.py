@@ -9,7 +9,7 @@ import pytest
 
 from tfl_rewrite import UnsupportedError, load, save
 from tfl_rewrite.editing.base import PassResult, run_passes
-from tfl_rewrite.flatbuf.record import FLOAT32, ScalarVector
+from tfl_rewrite.flatbuf.record import FLOAT32, INT32, ScalarVector
 from tfl_rewrite.model import likeness
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.invariants import broken
@@ -44,6 +44,44 @@ def twice() -> Net:
     second = net.add("ADD", [second, x], "s", (1, 4))
     net.output(net.add("SUB", [first, second], "y", (1, 4)))
     return net
+
+
+def test_what_has_no_name_is_told_of_as_that_and_nothing_as_nothing() -> None:
+    net = twice()
+    for name in ("d", "q"):
+        named(net.model, name).name = ""
+    (result,) = run_passes(net.model, [Dedup()])
+    places = [change.where for change in result.changes]
+    assert places == ["buffers[2]", "(unnamed)", "MUL -> (unnamed)", "ADD -> s"]
+    assert not result.idle
+    (again,) = run_passes(net.model, [Dedup()])
+    assert again.idle == "no constant and no operator is there twice"
+
+
+def test_what_comes_behind_equal_ones_that_stay_is_merged() -> None:
+    """Two outputs stay two, and a third of the same is one of them."""
+    net = Net()
+    x = net.input("x", (1, 4))
+    for name in ("one", "two"):
+        net.output(net.add("ABS", [x], name, (1, 4)))
+    net.output(net.add("NEG", [net.add("ABS", [x], "third", (1, 4))], "y", (1, 4)))
+    run_passes(net.model, [Dedup()])
+    assert kinds(net.model) == ["ABS", "ABS", "NEG"] and not broken(net.model)
+    last = net.graph.operators[-1]
+    assert last.inputs[0] is net.graph.outputs[0]
+
+
+def test_options_with_lists_tell_operators_apart() -> None:
+    for other, left in ((2, 2), (1, 1)):
+        net = Net()
+        x = net.input("x", (2, 3))
+        for number, last in enumerate((1, other)):
+            shape = (3, 2) if last == 2 else (6, 1)
+            options = {"new_shape": ScalarVector.of(INT32, shape)}
+            made = net.add("RESHAPE", [x], f"r{number}", shape, **options)
+            net.output(net.add("NEG", [made], f"y{number}", shape))
+        run_passes(net.model, [Dedup()])
+        assert kinds(net.model).count("RESHAPE") == left
 
 
 @pytest.mark.runtime

@@ -11,13 +11,14 @@ from tfl_rewrite import UnsupportedError, UsageError, load, rewrite, save
 from tfl_rewrite.editing.base import Pass, PassResult, run_passes
 from tfl_rewrite.editing.constant_part import NotComputedError, Part
 from tfl_rewrite.interpreter.process import RuntimeChoice
+from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.invariants import broken
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.passes import fold_constants
 from tfl_rewrite.passes.fold_constants import FoldConstants
 from tfl_rewrite.passes.simplify import Simplify
 
-from ..nets import Net
+from ..nets import Net, named
 
 SHAPE = (2, 3)
 
@@ -129,6 +130,63 @@ def test_what_takes_more_stays_unless_allowed(twice: list[Part]) -> None:
     assert "--max-growth allows 1,024" in result.skips[0].reason
     assert not twice
     assert folded(growing(), max_growth=5000).modified
+
+
+def test_shapes_are_asked_how_much_they_take_too() -> None:
+    net = asking()
+    result = folded(net, max_growth=7)
+    assert not result.modified and [skip.where for skip in result.skips] == ["SHAPE -> told"]
+    assert "it would take 8 bytes more; --max-growth allows 7" in result.skips[0].reason
+    assert folded(asking(), max_growth=8).modified
+
+
+def shared(*readers: str) -> Net:
+    """NEG of a constant of 16 bytes that others read as well: an operator inside, a live one, a dead one."""
+    net = Net()
+    source, kept = net.input("in", (4,)), net.constant("c", np.ones(4, np.float32))
+    net.output(net.add("ADD", [source, net.add("NEG", [kept], "turned", (4,))], "out", (4,)))
+    if "live" in readers:
+        net.output(net.add("MUL", [source, kept], "product", (4,)))
+    if "dead" in readers:
+        net.add("ABS", [kept], "nobody", (4,))
+    if "output" in readers:
+        net.output(kept)
+    return net
+
+
+@pytest.mark.parametrize("reader", ["live", "dead", "output"])
+def test_a_constant_that_others_read_is_not_freed(reader: str, twice: list[Part]) -> None:
+    assert folded(shared(), max_growth=0).modified
+    result = folded(shared(reader), max_growth=0)
+    assert not result.modified
+    assert "it would take 16 bytes more" in next(skip.reason for skip in result.skips)
+
+
+def test_what_is_refused_first_and_folded_later_is_not_named(twice: list[Part]) -> None:
+    """Its constant is its own only when another reader, which waits for a shape, has gone."""
+    net = shared()
+    source, kept = net.graph.inputs[0], named(net.model, "c")
+    told = net.add("SHAPE", [source], "told", (1,), dtype=np.int32, out_type=2)
+    row = net.add("SLICE", [kept, told, told], "part", (1,))
+    net.output(net.add("MUL", [source, row], "product", (4,)))
+    result = folded(net, max_growth=4)
+    assert kinds(net.model) == ["ADD", "MUL"] and not result.skips
+
+
+def test_what_has_no_bytes_or_no_numbers_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def computed(_model: Model, part: Part) -> list[np.ndarray]:
+        return [np.zeros(0, np.float32) for _ in part.outputs]
+
+    monkeypatch.setattr(fold_constants, "computed", computed)
+    result = folded(chained())
+    assert not result.modified and "'second' has no elements" in result.skips[0].reason
+    net = Net()
+    words = net.constant("words", np.zeros(4, np.int32))
+    made = net.add("RESHAPE", [words, ints(net, 2, 2)], "rows", (2, 2), dtype=np.int32)
+    for tensor in (words, made):
+        tensor.dtype = dtypes.BY_NAME["STRING"].value
+    net.output(net.add("EQUAL", [made, net.input("in", (2, 2), np.int32)], "out", (2, 2), dtype=np.bool_))
+    assert not folded(net).modified and not folded(net).skips
 
 
 @pytest.mark.parametrize("passes", [[FoldConstants(max_growth=2392)], [Simplify()]])
