@@ -17,6 +17,7 @@ from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.numerics import grids
 from tfl_rewrite.numerics.moments import Moments
 from tfl_rewrite.numerics.products import Dense
+from tfl_rewrite.numerics.pruning import Trial
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.pipeline.copies import open_outputs
 from tfl_rewrite.pipeline.report import Report
@@ -259,3 +260,23 @@ def test_what_the_search_finds_passes(fixtures: Path, tmp_path: Path, name: str,
     words = ["round-weights", str(fixtures / f"{name}.tflite"), str(tmp_path / "out.tflite"), "-q"]
     inputs = fixtures / "inputs" / f"{name}.npz"
     assert main([*words, "--inputs", str(inputs), "--min-snr", str(ratio)]) == 0
+
+
+def test_a_weight_that_fitting_does_not_pay_for_is_pruned_by_size(fixtures: Path) -> None:
+    source, inputs = fixtures / "mtcnn_rnet.tflite", fixtures / "inputs" / "mtcnn_rnet.npz"
+    model = load(source)
+    items, _ = find_constants(model, int8=False, min_elements=64)
+    item = max(items, key=lambda item: item.elements)
+    fitter = Fitter(Judging(inputs=(inputs,)))
+    fitter.prepare(model, [item], 0.5)
+    known = fitter.known(item)
+    assert known is not None and known.trial is not None and known.trial.pays
+    assert fitter.prune(item, item.values(), 0.5, 1) is not None
+    plain = fitter.costs(item, item.values())
+    (key,) = fitter.found
+    fitter.found[key] = replace(known, trial=Trial(by_size=1.0, fitted=2.0, expected=0.25))
+    doubted = fitter.costs(item, item.values())
+    assert plain is not None and doubted is not None
+    assert doubted.sum() == pytest.approx(4.0 / known.trial.doubt * plain.sum())
+    assert fitter.prune(item, item.values(), 0.5, 1) is None
+    assert fitter.notes() == ["1 weight(s) pruned by size: half of 12 sample(s) says too little of the other"]

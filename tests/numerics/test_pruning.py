@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite.numerics.pruning import costs, damped, divided, kept, lost, prune, refit
+from tfl_rewrite.numerics.moments import Moments
+from tfl_rewrite.numerics.products import Dense
+from tfl_rewrite.numerics.pruning import Trial, costs, damped, divided, kept, lost, prune, refit, tried
 
 Array = np.ndarray[Any, Any]
 
@@ -102,3 +104,24 @@ def test_costs_are_shares_of_what_is_given() -> None:
     made = refit(weight, np.where(stays, weight, 0.0), stays, moments)
     whole, off = lost(weight, made, moments)
     assert costs(weight, moments)[0, 1, 4] == pytest.approx(off / whole, rel=1e-3)
+
+
+def moments_seen(vectors: Array) -> Moments:
+    """Of vectors ``[samples, count, length]``, sample by sample."""
+    moments = Moments(Dense((12, vectors.shape[2])))
+    for sample in vectors.astype(np.float32):
+        moments.add(sample, np.random.default_rng(0))
+    return moments
+
+
+def test_what_few_vectors_promise_is_doubted() -> None:
+    random = np.random.default_rng(5)
+    weight, common = random.standard_normal((1, 12, 60)), 2 * random.standard_normal(60)
+    few, many = (
+        tried(weight, moments_seen(common + random.standard_normal((6, count, 60))), 0.7)
+        for count in (1, 200)
+    )
+    assert many.pays and many.fitted < 0.5 * many.by_size and many.doubt == 1.0
+    assert few.doubt > 1.3
+    assert Trial(by_size=1.0, fitted=2.0, expected=0.1).doubt == 10.0
+    assert not Trial(by_size=1.0, fitted=2.0, expected=0.1).pays and Trial(0.0, 0.0, 0.0).doubt == 1.0

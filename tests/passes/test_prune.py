@@ -115,8 +115,8 @@ class Known:
     def __init__(self) -> None:
         self.asked: list[tuple[float, int]] = []
 
-    def prepare(self, model: Model, items: Any) -> None:
-        assert len(items) == 1
+    def prepare(self, model: Model, items: Any, share: float | None = None) -> None:
+        assert len(items) == 1 and share == 0.25
 
     def fit(self, item: Any, values: Any, steps: Any) -> None:
         raise AssertionError

@@ -63,11 +63,13 @@ class Known:
 
     Attributes:
         order, factor: See :class:`tfl_rewrite.numerics.gptq.Metric`.
+        trial: What pruning it for half of the samples was worth on the other half, where that was tried.
     """
 
     product: Product
     order: npt.NDArray[np.int64]
     factor: npt.NDArray[np.float32]
+    trial: pruning.Trial | None = None
 
     @property
     def parts(self) -> int:
@@ -110,13 +112,21 @@ class Fitter(Observer[Known]):
         self._remembered: OrderedDict[Hashable, npt.NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def prepare(self, model: Model, items: Sequence[Constant]) -> None:
+    def prepare(self, model: Model, items: Sequence[Constant], share: float | None = None) -> None:
         """Runs the model for what it is not known yet."""
         self.active = [_key(item) for item in items]
         jobs = self._jobs(model, [item for item in items if not self.is_known(_key(item))])
+        tried = {_key(item): item for item in items} if share is not None else {}
+
+        def trial(key: Hashable, moments: Moments) -> pruning.Trial | None:
+            if share is None or not moments.halved:
+                return None
+            values = tried[key].values().astype(np.float64).reshape(tried[key].tensors[0].shape or ())
+            return pruning.tried(moments.split(moments.product.matrix(values)), moments, share)
+
         if jobs:
             keys = [key for key, _ in jobs]
-            self.observe(model, keys, lambda _, probe: self._collect(probe(None), jobs))
+            self.observe(model, keys, lambda _, probe: self._collect(probe(None), jobs, trial))
 
     def known(self, item: Constant) -> Known | None:
         """Returns what is kept of the activations that a constant meets; None where nothing is."""
@@ -175,12 +185,15 @@ class Fitter(Observer[Known]):
         shape = item.tensors[0].shape or ()
         with one_blas_thread():
             weight = split(known.product.matrix(values.astype(np.float64).reshape(shape)), known.parts)
-            return pruning.costs(weight, known.moments())
+            found = pruning.costs(weight, known.moments())
+        return found if known.trial is None else found * known.trial.doubt
 
     def prune(self, item: Constant, values: Array, share: float, block: int) -> tuple[Float64, Error] | None:
         """Makes weights of one constant zero, those that the others can make up for best."""
         known = self.known(item)
         if known is None or (block > 1 and not known.product.takes_blocks(block, known.parts)):
+            return None
+        if known.trial is not None and not known.trial.pays:
             return None
         with one_blas_thread():
             moments = known.moments()
@@ -198,9 +211,15 @@ class Fitter(Observer[Known]):
 
     def notes(self) -> list[str]:
         """Returns how many weights were looked at, and why others were not."""
-        count = sum(key in self.found for key in self.active)
-        said = f"{count} weight(s) fitted to what they meet in {len(self.steps)} sample(s)"
-        return [*([said] if count else []), *self.failures()]
+        known = [self.found[key] for key in self.active if key in self.found]
+        idle = sum(each.trial is not None and not each.trial.pays for each in known)
+        count, seen = len(known) - idle, len(self.steps)
+        said = [f"{count} weight(s) fitted to what they meet in {seen} sample(s)"] if count else []
+        if idle:
+            said.append(
+                f"{idle} weight(s) pruned by size: half of {seen} sample(s) says too little of the other"
+            )
+        return [*said, *self.failures()]
 
     def _jobs(self, model: Model, items: Sequence[Constant]) -> list[tuple[Hashable, Wanted]]:
         """Returns which weights to look at; notes of the others why not (nothing, where none does)."""
@@ -225,7 +244,12 @@ class Fitter(Observer[Known]):
                 jobs += [(key, Wanted(places[id(use.operator)], use.position, product)) for use in item.uses]
         return jobs
 
-    def _collect(self, probe: Probe, jobs: Sequence[tuple[Hashable, Wanted]]) -> None:
+    def _collect(
+        self,
+        probe: Probe,
+        jobs: Sequence[tuple[Hashable, Wanted]],
+        trial: Callable[[Hashable, Moments], pruning.Trial | None],
+    ) -> None:
         wanted = [item for _, item in jobs]
         pending = Counter(key for key, _ in jobs)
         sums: dict[Hashable, Moments] = {}
@@ -248,8 +272,11 @@ class Fitter(Observer[Known]):
                 sums[key] = moments
             # Where too much would be held, one of the operators that read a weight speaks for all.
             if key in sums and (not pending[key] or sum(item.nbytes for item in sums.values()) > _PENDING):
-                metric = Metric.of(sums.pop(key).covariance(centred=False))
-                self.found[key] = Known(wanted[position].product, metric.order, self.kept(metric.factor))
+                seen = sums.pop(key)
+                metric = Metric.of(seen.covariance(centred=False))
+                self.found[key] = Known(
+                    wanted[position].product, metric.order, self.kept(metric.factor), trial(key, seen)
+                )
                 self._nbytes += _nbytes_of(wanted[position].product)
                 self.reasons.pop(key, None)
 

@@ -19,6 +19,7 @@ from tfl_rewrite.numerics.symmetric import Float32
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
+Float = npt.NDArray[np.floating]
 
 LARGEST_BLOCK = 2304
 """Longer vectors are cut: 256 channels under a 3 by 3 window still fit, two halves take 42 MB."""
@@ -179,7 +180,7 @@ class Moments:
         """Returns the shrunk second moments of all samples; see :meth:`Covariances.of`."""
         return Covariances(self).of(centred=centred)
 
-    def error(self, weight: Float32, rounded: Float32, bias: Float64 | None, half: int) -> float:
+    def error(self, weight: Float, rounded: Float, bias: Float64 | None, half: int) -> float:
         """Returns the mean squared error of the products of some rows on one half of the samples, summed.
 
         Of vectors that were cut, parts are taken to err independently but for their means.
@@ -195,7 +196,7 @@ class Moments:
         means = np.einsum("grk,gk->gr", off, self.mean(half))
         return self._error(each - means**2, means, bias)
 
-    def _seen(self, first: Float32, sums: Float32, second: Float32, half: int) -> Float64:
+    def _seen(self, first: Float, sums: Float32, second: Float, half: int) -> Float64:
         """Returns ``f S s'`` of each row, with ``S`` the mean of the outer products of a half."""
         found = np.einsum("grk,grk->gr", first @ sums[half], second)
         return np.asarray(found, np.float64) / max(1.0, float(self.count[half]))
@@ -438,7 +439,7 @@ class Drift(Moments):
             found -= (total / count)[:, :, None] * ((self.wanted[half] - total) / count)[:, None, :]
         return found
 
-    def error(self, weight: Float32, rounded: Float32, bias: Float64 | None, half: int) -> float:
+    def error(self, weight: Float, rounded: Float, bias: Float64 | None, half: int) -> float:
         """Returns the same, against the products of the float model."""
         off = weight - rounded
         mean = self.mean(half)

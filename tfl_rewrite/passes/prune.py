@@ -264,7 +264,10 @@ class Prune(Pass):
                 remedy="rewrite a file, or give a sparsity",
             )
         items, skips = self.constants(model)
-        fitting = fitting_of(self.fitting, self.effort, context, model, items)
+        fitting = fitting_of(self.fitting, self.effort, context)
+        if fitting is not None:
+            # A search measures whole files on samples that they were not fitted to.
+            fitting.prepare(model, items, self.sparsity if self.choices is None else None)
         pruned: list[tuple[Constant, float]] = []
         for item, share in zip(items, self._shares(items, fitting), strict=True):
             if not share:

@@ -237,7 +237,9 @@ class RoundWeights(Pass):
                 skips.append(stays(item.tensors[0], item.where, item.readers, *reason))
             else:
                 rounded.append((item, steps))
-        fitting = fitting_of(self.fitting, self.effort, context, model, [item for item, _ in rounded])
+        fitting = fitting_of(self.fitting, self.effort, context)
+        if fitting is not None:
+            fitting.prepare(model, [item for item, _ in rounded])
         changes = []
         sampled = sum(item.blob.nbytes for item, _ in rounded) > EXACT_NBYTES
         for item, steps in rounded:

@@ -235,12 +235,14 @@ class Clipped(Rounder):
 class Fitting(Protocol):
     """Chooses values on grids, and which become zero, by what they are multiplied with."""
 
-    def prepare(self, model: Model, items: Sequence[Constant]) -> None:
+    def prepare(self, model: Model, items: Sequence[Constant], share: float | None = None) -> None:
         """Looks at what constants meet.
 
         Args:
             model: As it was before any of them is changed; not changed.
             items: The constants.
+            share: Of zeros, where they are to be pruned: with it, what half of the samples leads to is
+                measured on the other.
         """
 
     def fit(self, item: Constant, values: Array, steps: Float64) -> Float64 | None:
@@ -278,7 +280,7 @@ class Fitting(Protocol):
 
         Returns:
             Flat, row-major, those that stay changed so that they make up for the others; None where nothing
-            is known of it.
+            is known of it, or what is known leads to more error than going by size.
         """
 
     def notes(self) -> Sequence[str]:
@@ -376,15 +378,11 @@ class Measures(Protocol):
         """
 
 
-def fitting_of(
-    own: Fitting | None, effort: Effort, context: Context, model: Model, items: Sequence[Constant]
-) -> Fitting | None:
-    """Returns what fits the values of a pass, prepared: its own, else that of the inputs."""
+def fitting_of(own: Fitting | None, effort: Effort, context: Context) -> Fitting | None:
+    """Returns what fits the values of a pass, to be prepared: its own, else that of the inputs."""
     activations = activations_of(context)
     if own is None and effort is not Effort.FAST and activations is not None:
-        own = activations.fitting(context.number)
-    if own is not None:
-        own.prepare(model, items)
+        return activations.fitting(context.number)
     return own
 
 
