@@ -25,6 +25,8 @@ def fold(net: Net, **options: Any) -> PassResult:
     """Runs the pass, and sees that a second run changes nothing."""
     (result,) = run_passes(net.model, [FoldBatchNorms(**options)])
     assert not run_passes(net.model, [FoldBatchNorms(**options)])[0].modified
+    used = {id(item.code) for item in net.graph.operators}
+    assert {id(item) for item in net.model.operator_codes} == used
     return result
 
 
@@ -231,6 +233,48 @@ def test_what_is_added_to_a_sum_of_layers_goes_into_one_of_them(kind: str, tmp_p
     assert kinds(net) == ["FULLY_CONNECTED", "FULLY_CONNECTED", kind]
     assert net.graph.operators[-1].option("fused_activation_function") == 3
     assert len(net.graph.operators[0].inputs) == 3 and net.graph.operators[0].inputs[2] is not None
+
+
+@pytest.mark.parametrize("kind", ["ADD", "SUB"])
+@pytest.mark.parametrize("seen", ["", "first"])
+def test_what_is_added_to_a_sum_has_the_sign_of_the_part_that_takes_it(kind: str, seen: str) -> None:
+    net = Net(6)
+    parts = [
+        layer(net, "FULLY_CONNECTED", net.input(f"x{name}", (1, C)), name, bias=False)
+        for name in ("first", "second")
+    ]
+    added = number(net, "b", (K,))
+    values = added.values.copy()
+    net.output(net.add("ADD", [net.add(kind, parts, "sum", (1, K)), added], "y", (1, K)))
+    if seen:
+        # What others see cannot take it.
+        net.output(parts[0])
+    assert fold(net).modified and kinds(net) == ["FULLY_CONNECTED", "FULLY_CONNECTED", kind]
+    first, second = ([*item.inputs, None][2] for item in net.graph.operators[:2])
+    taken, other, sign = (second, first, -1 if kind == "SUB" else 1) if seen else (first, second, 1)
+    assert other is None and taken is not None and np.allclose(taken.values, sign * values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["factor", "activation", "product"])
+def test_a_sum_takes_only_what_is_added_to_it_as_it_is(what: str) -> None:
+    net = Net(6)
+    parts = [
+        layer(net, "FULLY_CONNECTED", net.input(f"x{name}", (1, C)), name, bias=False)
+        for name in ("first", "second")
+    ]
+    act = {"fused_activation_function": 1} if what == "activation" else {}
+    total = net.add("MUL" if what == "product" else "ADD", parts, "sum", (1, K), **act)
+    net.output(net.add("MUL" if what == "factor" else "ADD", [total, number(net, "b", (K,))], "y", (1, K)))
+    assert not fold(net).modified
+
+
+def test_a_constant_of_a_sum_is_no_layer() -> None:
+    """The sum takes what is added as its own constant would; a layer beside it takes it, too."""
+    net = Net(6)
+    made = layer(net, "FULLY_CONNECTED", net.input("x", (1, C)), "first", bias=False)
+    total = net.add("SUB", [number(net, "a", (K,)), made], "sum", (1, K))
+    net.output(net.add("ADD", [total, number(net, "b", (K,))], "y", (1, K)))
+    assert fold(net).modified and kinds(net) == ["FULLY_CONNECTED"]
 
 
 def half_layer(net: Net, factor: Array, *, shared: bool = False) -> Tensor:

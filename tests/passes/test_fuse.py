@@ -580,6 +580,40 @@ def test_other_axes_behind_a_layer_stay(
     assert not fused(net).modified
 
 
+@pytest.mark.parametrize(
+    ("signature", "target", "goes"),
+    [
+        ((-1, 3, 4), (-1, 3, 5), True),
+        ((2, -1, 4), (2, -1, 5), True),
+        ((-1, -1, 4), (-1, 3, 5), False),
+        ((2, 3, -1), (2, 3, 5), False),
+    ],
+)
+def test_one_axis_of_any_size_before_a_layer_is_kept(
+    signature: tuple[int, ...], target: tuple[int, ...], goes: bool
+) -> None:
+    """The number of elements settles one; of two, or of the columns, nothing is known."""
+    net = Net()
+    net.output(layered(net, (2, 3, 4), target))
+    net.graph.inputs[0].signature = signature
+    assert fused(net).modified is goes
+    assert kinds(net.model) == (["FULLY_CONNECTED"] if goes else ["FULLY_CONNECTED", "RESHAPE"])
+
+
+@pytest.mark.parametrize("adj_y", [False, True])
+def test_the_matrix_of_a_layer_is_that_of_the_product_turned(adj_y: bool) -> None:
+    net = Net()
+    weights = net.weights("w", (5, 4) if adj_y else (4, 5))
+    values = weights.values if adj_y else weights.values.T
+    made = net.add("BATCH_MATMUL", [net.input("x", (2, 3, 4)), weights], "y", (2, 3, 5), adj_y=adj_y)
+    net.output(made)
+    assert fused(net).modified
+    (layer,) = net.graph.operators
+    matrix = layer.inputs[1]
+    assert matrix is not None and matrix.shape == (5, 4) and np.array_equal(matrix.values, values)
+    assert layer.option("keep_num_dims") is True and layer.outputs == [made]
+
+
 @pytest.mark.runtime
 @pytest.mark.parametrize("adj_y", [False, True])
 @pytest.mark.parametrize(
@@ -629,6 +663,26 @@ def test_a_sum_by_their_number_is_a_mean(kind: str, count: float, keeps: bool) -
     net.output(net.add(kind, [total, net.constant("count", np.float32(count))], "y", shape))
     run_fused(net, 120)
     assert kinds(net.model) == ["MEAN"]
+
+
+@pytest.mark.parametrize(
+    ("signature", "axes", "count", "goes"),
+    [
+        ((-1, 3, 4, 5), (1, 2), np.float32(12), True),
+        ((2, -1, 4, 5), (1, 2), np.float32(12), False),
+        ((2, 3, 4, 5), (1, 1), np.float32(9), False),
+        ((2, 3, 4, 5), (1, 2), np.full(5, 12, np.float32), False),
+    ],
+)
+def test_a_mean_is_over_as_many_as_are_known(
+    signature: tuple[int, ...], axes: tuple[int, ...], count: Array, goes: bool
+) -> None:
+    net = Net()
+    x = net.input("x", (2, 3, 4, 5))
+    x.signature = signature
+    total = net.add("SUM", [x, net.constant("axes", np.int32(axes))], "total", (2, 5))
+    net.output(net.add("DIV", [total, net.constant("count", count)], "y", (2, 5)))
+    assert fused(net).modified is goes
 
 
 def test_a_sum_by_another_number_is_none() -> None:
