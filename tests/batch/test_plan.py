@@ -175,11 +175,11 @@ BATCH = '[batch]\ninputs = ["a/*.tflite"]\nout = "made"\n'
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[batch", "no TOML"),
+        ("[batch", "not TOML"),
         ('[batch]\nout = "x"\npreset = "small"', "no files"),
         ('[batch]\ninputs = ["a"]\npreset = "small"', "no folder"),
-        (BATCH, "nothing to run"),
-        (BATCH + 'preset = "small"\nshrink = "min-snr=30"', "two orders"),
+        (BATCH, "not clear what to run"),
+        (BATCH + 'preset = "small"\nshrink = "min-snr=30"', "not clear what to run"),
         (BATCH + 'shrink = "effort=fast"', "no budget"),
         (BATCH + 'shrink = "min-snr=loud"', "no number"),
         (BATCH + 'shrink = "objective=beauty,min-snr=3"', "beauty"),
@@ -222,7 +222,10 @@ BATCH = '[batch]\ninputs = ["a/*.tflite"]\nout = "made"\n'
         (BATCH + 'preset = "small"\n[verify]\nmin_agreement = nan', "min_agreement is nan"),
         (BATCH + 'preset = "small"\n[verify]\ntimeout = inf', "timeout is inf"),
         (BATCH + 'preset = "small"\n[verify]\ntimeout = 1e300', "timeout is 1e[+]300"),
-        (BATCH + 'preset = "small"\n[verify]\nmemory_limit = "' + "9" * 5000 + 'GB"', "no amount|is not an"),
+        (
+            BATCH + 'preset = "small"\n[verify]\nmemory_limit = "' + "9" * 5000 + 'GB"',
+            "is not a number of bytes|is not an",
+        ),
         (BATCH + 'passes = ["quantize-weights:min-runtime=' + "9" * 5000 + '.1"]', "is not a version"),
         (BATCH + 'passes = ["quantize-weights:granularity=block:' + "9" * 5000 + '"]', "granularity"),
         (BATCH + 'passes = ["quantize-weights:granularity=block:²"]', "granularity"),

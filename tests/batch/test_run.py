@@ -442,7 +442,7 @@ def test_pictures_as_inputs(fixtures: Path, tmp_path: Path) -> None:
     config = tmp_path / "batch.toml"
     for wrong in ("[0]", '["a", "b"]', "true"):
         config.write_text(f"[batch]\ninputs = ['{fixtures}/dense.tflite']\n[verify]\ninput_range = {wrong}\n")
-        with pytest.raises(UsageError, match=r"input_range = .* is no list of two numbers"):
+        with pytest.raises(UsageError, match=r"input_range = .* is not a list of two numbers"):
             read_config(config, {}, {})
 
 

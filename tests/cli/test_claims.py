@@ -305,7 +305,7 @@ def test_calls_check_as_commands_do(here: Path) -> None:
         )
     with pytest.raises(UsageError, match="are the same file"):
         tfl_rewrite.shrink("in.tflite", "out.tflite", tfl_rewrite.Goal(min_snr=20, state="OUT.tflite"))
-    with pytest.raises(UsageError, match="no file name"):
+    with pytest.raises(UsageError, match="not a file name"):
         tfl_rewrite.rewrite("in.tflite", "out\0.tflite", passes)
     assert content(here) == before
 

@@ -52,7 +52,7 @@ def test_rewrite_is_judged_by_all(tmp_path, capsys):
     ("options", "text"),
     [
         (["--memory-limit", "1KB"], "argument --memory-limit: SIZE is 1000; give 67,108,864 or more"),
-        (["--memory-limit", "lots"], "argument --memory-limit: 'lots' is no amount of bytes"),
+        (["--memory-limit", "lots"], "argument --memory-limit: 'lots' is not a number of bytes"),
         (["--runtime", "litert", "--runtime", "onnx"], "unknown runtime 'onnx'"),
     ],
 )

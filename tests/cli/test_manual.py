@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -154,6 +155,9 @@ CASES = [
     (["quantize-weights", "--dty"], {"--dtype"}),
     (["quantize-weights", "--dtype", "int"], {"int12", "int10", "int8", "int6", "int4", "int2"}),
     (["doctor", "--fail-on", "w"], {"warning"}),
+    (["help", "shr"], {"shrink"}),
+    (["run", "a", "b", "--preset", "lo"], {"lossless"}),
+    (["run", "a", "b", "--pass", "fold-b"], {"fold-batch-norms"}),
 ]
 
 
@@ -198,6 +202,15 @@ def test_completion_is_sound_in_zsh(tmp_path: Path) -> None:
     script = written("zsh", tmp_path)
     subprocess.run(["zsh", "-n", script], check=True, timeout=60)
     assert script.read_text().startswith("#compdef tfl-rewrite\n")
+
+
+def test_no_word_is_left_that_zsh_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a row ``--option[help]:word:action`` the action is run, unless it is a list or a function."""
+    said = call(capsys, "completion", "zsh")[1]
+    rows = re.findall(r'^ *\S*"(?:\*?--[\w-]+|)\[(?:\\.|[^\]])*\]:([^"]*)"$', said, re.MULTILINE)
+    assert len(rows) > 100
+    actions = [re.split(r"(?<!\\):", row, maxsplit=1)[1:] for row in rows]
+    assert [one for one in actions if not one or not re.match(r"$|_files|\(.*\)$", one[0])] == []
 
 
 def test_the_manual_page_has_every_command_and_option() -> None:

@@ -148,7 +148,7 @@ def test_sizes(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "MB", "-5MB", "5 parsecs", "1e6"])
 def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match="amount of bytes"):
+    with pytest.raises(ValueError, match="number of bytes"):
         nbytes_of(text)
 
 
@@ -186,7 +186,7 @@ def test_a_pattern_that_matches_nothing_is_named(fixtures: Path, tmp_path: Path)
         (("--min-agreement", "0"), "argument --min-agreement: '0' is no share above 0, such as 0.99"),
         (("--min-agreement", "2"), "argument --min-agreement: SHARE is 2.0; give 0 or more, 1 at most"),
         (("--min-snr", "5000"), "argument --min-snr: DB is 5000.0"),
-        (("--max-size", "ten"), "argument --max-size: 'ten' is no amount of bytes"),
+        (("--max-size", "ten"), "argument --max-size: 'ten' is not a number of bytes"),
         (("--objective", "fil"), "argument --objective: 'fil' is unknown; did you mean 'file'?"),
         (("--encodings", "int9"), "argument --encodings: encoding 'int9': no type"),
         (("--encodings", ""), "argument --encodings: '' names no encoding"),

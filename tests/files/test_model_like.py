@@ -114,9 +114,9 @@ def test_a_zip_behind_the_model_stays(fixtures: Path) -> None:
 
 
 def test_what_is_no_model_is_told() -> None:
-    with pytest.raises(tfl_rewrite.UsageError, match="int is no model; give a path, bytes"):
+    with pytest.raises(tfl_rewrite.UsageError, match="int is not a model; give a path, bytes"):
         tfl_rewrite.load(7)  # type: ignore[arg-type]
-    with pytest.raises(tfl_rewrite.UsageError, match="StringIO is no model"):
+    with pytest.raises(tfl_rewrite.UsageError, match="StringIO is not a model"):
         tfl_rewrite.load(io.StringIO("text"))  # type: ignore[arg-type]
     with pytest.raises(tfl_rewrite.FormatError, match="<bytes>: the file is empty"):
         tfl_rewrite.check(b"")

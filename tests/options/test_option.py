@@ -88,7 +88,7 @@ def test_text_of_a_pass_is_read() -> None:
         ("steps=0", "steps is 0; give 1 or more, 65,536 at most"),
         ("steps=" + 5000 * "9", "is no whole number"),
         ("correct=true", "'true' is neither yes nor no"),
-        ("limit=4 apples", "is no amount of bytes"),
+        ("limit=4 apples", "is not a number of bytes"),
         ("span=1", "is not LO,HI"),
         ("min-snr=nan", "min_snr is nan"),
         ("min-snr=", "is no number"),
@@ -129,12 +129,12 @@ def test_values_are_brought_into_form(name: str, value: Any, made: Any) -> None:
         ("exact", 1, "is neither true nor false"),
         ("exact", "yes", "is neither true nor false"),
         ("scheme", 3, "is no text"),
-        ("exclude", 3, "is no list of texts"),
+        ("exclude", 3, "is not a list of texts"),
         ("exclude", [3], "is no text"),
         ("inputs", [3], "is no text"),
-        ("span", [1], "is no list of two numbers"),
-        ("span", [1, "2"], "is no list of two numbers"),
-        ("limit", True, "is no amount of bytes"),
+        ("span", [1], "is not a list of two numbers"),
+        ("span", [1, "2"], "is not a list of two numbers"),
+        ("limit", True, "is not a number of bytes"),
         ("steps", 10**30, "steps is a number of more than 20 digits"),
         ("scheme", "Auto", "did you mean 'auto'?"),
     ],
@@ -166,5 +166,5 @@ def test_amounts_of_bytes(text: str, nbytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "MB", "-1", "1e3", "4XB", "1.", "１"])
 def test_what_is_no_amount_of_bytes(text: str) -> None:
-    with pytest.raises(ValueError, match="is no amount of bytes"):
+    with pytest.raises(ValueError, match="is not a number of bytes"):
         nbytes_of(text)

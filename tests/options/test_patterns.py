@@ -59,7 +59,7 @@ def test_no_pattern_takes_long(hostile: Path, tmp_path: Path, pattern: str, way:
     ("pattern", "says"),
     [
         ("(", "missing )"),
-        ("a(?!b)", "lookahead and lookbehind are not known; say with --exclude"),
+        ("a(?!b)", "lookahead and lookbehind are not known; name what stays with --exclude"),
         ("(?<=a)b", "lookahead and lookbehind are not known"),
         (r"(a)\1", "back-references are not known"),
         ("(?P<n>a)(?P=n)", "references to groups"),

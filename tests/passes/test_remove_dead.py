@@ -434,7 +434,7 @@ def test_a_cut_between_two_users_of_a_variable_tensor_is_refused() -> None:
 def test_a_name_that_stands_for_several_tensors_must_be_said_by_index() -> None:
     net = chain()
     named(net.model, "deader").name = "a"
-    with pytest.raises(UsageError, match=r"2 tensors are named 'a'; say which: #2, #6"):
+    with pytest.raises(UsageError, match=r"2 tensors are named 'a'; name one: #2, #6"):
         run_passes(net.model, [RemoveDead(outputs=["a"])])
     run_passes(net.model, [RemoveDead(outputs=["#2"])])
     assert names(net.model) == ["x", "one", "a"]

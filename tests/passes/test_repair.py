@@ -1,4 +1,4 @@
-"""Repairs: what is put right, what stays, and that the result computes what the original means."""
+"""Repairs: what is corrected, what stays, and that the result computes what the original means."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_tensors_without_a_name_or_of_one_name_get_arguments_of_their_own() -> N
     model.subgraphs[0].inputs[1].name = "x"
     changed(model, add=("serve",))
     assert signatures(model)["serve"] == [["x=x", "x_1=x"], ["output_0=", "x=x"]]
-    with pytest.raises(UsageError, match="3 tensors are named 'x'; say which: #0, #1, #4"):
+    with pytest.raises(UsageError, match="3 tensors are named 'x'; name one: #0, #1, #4"):
         changed(model, add=("other:inputs=x",))
 
 

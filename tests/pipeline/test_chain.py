@@ -120,7 +120,7 @@ def test_an_input_of_the_first_goes_to_the_second_as_the_first_takes_it(tmp_path
     assert maker.code.name == "MUL"
     # Two models beside each other, on one input.
     files[1] = dense(tmp_path / "c.tflite", seed=3)
-    with pytest.raises(UsageError, match="takes nothing that the first gives; say --keep-outputs"):
+    with pytest.raises(UsageError, match="takes nothing that the first gives; --keep-outputs"):
         chain(files, tmp_path / "d.tflite", ChainOptions(connect=["x=x"]), judging=NOTHING)
     options = ChainOptions(connect=["x=x"], keep_outputs=True)
     report = chain(files, tmp_path / "d.tflite", options, judging=ONCE)
@@ -198,7 +198,7 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
         ([one], ChainOptions(connect=["a=b"]), "for two models"),
         ([one], ChainOptions(prepend=["normalize:tensor=z"]), "no input is named 'z'"),
         ([one], ChainOptions(append=["softmax:tensor=z"]), "no output is named 'z'"),
-        ([one], ChainOptions(prepend=["normalize", "cast"]), "say cast first"),
+        ([one], ChainOptions(prepend=["normalize", "cast"]), "give cast first"),
     ):
         with pytest.raises(UsageError, match=why):
             chain(models, out, options, judging=NOTHING)

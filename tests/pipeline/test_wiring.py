@@ -38,7 +38,7 @@ def test_what_is_said_is_done() -> None:
     for text, why in (
         ("embeding=x", "no output of the first model is named 'embeding'.*did you mean 'embedding'"),
         ("a=z", "no input of the second model is named 'z'"),
-        ("a", "say OUTPUT=INPUT"),
+        ("a", "write OUTPUT=INPUT"),
     ):
         with pytest.raises(UsageError, match=why):
             links_of(outputs, inputs, [text])
@@ -47,7 +47,7 @@ def test_what_is_said_is_done() -> None:
     with pytest.raises(UsageError, match=r"more than one input is named 'x'.*#0, #3"):
         find([end("x", 1), end("x", 1, index=3)], "x", "input")
     unnamed = End(Net().tensor("", (1,)), (0, 0), [], 3, set())
-    with pytest.raises(UsageError, match="there are 2 inputs; say which: 'x', #3"):
+    with pytest.raises(UsageError, match="there are 2 inputs; name one: 'x', #3"):
         find([inputs[0], unnamed], None, "input")
 
 

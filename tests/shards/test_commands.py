@@ -153,7 +153,7 @@ def test_external(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "code", "what"),
     [
-        (("shard", "{fixtures}/dense.tflite", "{tmp}/s", "--max-size", "big"), 2, "is no amount of bytes"),
+        (("shard", "{fixtures}/dense.tflite", "{tmp}/s", "--max-size", "big"), 2, "is not a number of bytes"),
         (("shard", "{tmp}/none.tflite", "{tmp}/s"), 2, "cannot read"),
         (("shard", "{fixtures}/dense.tflite", "{tmp}/no/s"), 2, "its folder does not exist"),
         (("shard", "{fixtures}/dense.tflite", "{fixtures}/dense.tflite"), 2, "is not a folder"),

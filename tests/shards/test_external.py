@@ -242,7 +242,7 @@ def test_existing_files(fixtures: Path, tmp_path: Path) -> None:
     assert {name for name in before if name != "model.tflite"} < {p.name for p in (tmp_path / "e").iterdir()}
     with pytest.raises(UnsupportedError, match="use 'tfl-rewrite join' first"):
         tfl_rewrite.shard(tmp_path / "e" / "model.tflite", tmp_path / "f", external, judging=UNRUN)
-    with pytest.raises(UsageError, match="leave --compress away"):
+    with pytest.raises(UsageError, match="leave out --compress"):
         ShardOptions(format="external", compress="gzip")
     with pytest.raises(UsageError, match="is a whole model already"):
         tfl_rewrite.join(fixtures / "digits_cnn.tflite", tmp_path / "g")

@@ -269,7 +269,7 @@ def test_two_joins_of_one_file(server: Server, here: Path) -> None:
         tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True))
     assert not list(here.iterdir())
     (here / "out.parts").write_text("mine")
-    with pytest.raises(UsageError, match="is in the way"):
+    with pytest.raises(UsageError, match="exists already, and no join made it"):
         tfl_rewrite.join(f"{server.url}/manifest.json", here / "out", JoinOptions(allow_private=True))
 
 

@@ -92,7 +92,7 @@ def test_states_are_not_torn() -> None:
     net.output(net.add("NEG", [third], "d", (1, 4)))
     partition = Partition(net.model)
     assert partition.places == [3] and "keeps state in the variable tensor 'state'" in partition.reasons[1]
-    with pytest.raises(UnsupportedError, match="behind 'b' is no place to cut: ADD keeps state"):
+    with pytest.raises(UnsupportedError, match="behind 'b' there is no place to cut: ADD keeps state"):
         partition.at([second])
 
 

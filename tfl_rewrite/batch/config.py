@@ -73,7 +73,10 @@ class Settings:
             UsageError: A pass, preset or value is not one of those that exist.
         """
         if [bool(self.passes), self.preset is not None, self.shrink is not None].count(True) != 1:
-            raise UsageError("nothing to run, or two orders", remedy="give passes, a preset or shrink")
+            raise UsageError(
+                "it is not clear what to run",
+                remedy="give one of --pass, --preset and --shrink; in a TOML file, passes, preset or shrink",
+            )
         _ = self.goal
         if self.preset is not None:
             catalog.preset(self.preset)
@@ -213,7 +216,7 @@ def read_config(path: Path, given: Mapping[str, Any], judging: Mapping[str, Any]
 
     Raises:
         FileAccessError: It cannot be read.
-        UsageError: It is no TOML; a name or a value is not one of those that exist, or would start a program.
+        UsageError: It is not TOML; a name or a value does not exist, or would start a program.
     """
     data = read_toml(path)
     base = path.absolute().parent

@@ -73,7 +73,8 @@ def standard_streams(arguments: argparse.Namespace) -> Iterator[None]:
             return
         if stdout is None or stdout.isatty():
             raise UsageError(
-                "a model is nothing for a terminal", remedy="redirect standard output, or name a file"
+                "standard output is a terminal, and a model is binary",
+                remedy="redirect standard output, or name a file",
             )
         made = scratch.path / "stdout.tflite"
         _shown[str(made)] = "<stdout>"

@@ -93,7 +93,7 @@ def unknown_name(name: str, what: str, known: Iterable[str]) -> UsageError:
     elif names:
         remedy = f"names are such as {', '.join(map(repr, names[:5]))}"
     else:
-        remedy = "they have no names; say #INDEX of a tensor"
+        remedy = "they have no names; give #INDEX of a tensor"
     return UsageError(f"no {what} is named {name!r}", remedy=remedy)
 
 

@@ -241,11 +241,11 @@ class Resize(Stage):
         sizes = (like.signature or shape)[1:3]
         wanted = (sizes[0], sizes[1]) if self.to is None else _size(self.to)
         if -1 in wanted:
-            raise UsageError(f"{like.name!r} takes pictures of any size", remedy="say resize:HxW")
+            raise UsageError(f"{like.name!r} takes pictures of any size", remedy="give resize:HxW")
         if any(size not in (-1, given) for size, given in zip(sizes, wanted, strict=True)):
             raise UsageError(
                 f"{like.name!r} takes pictures of {sizes[0]}x{sizes[1]}, not {wanted[0]}x{wanted[1]}",
-                remedy=f"say resize:{sizes[0]}x{sizes[1]}, or resize:source=HxW for the size that is given",
+                remedy=f"give resize:{sizes[0]}x{sizes[1]}, or resize:source=HxW for the size that is given",
             )
         given = (1, 1) if self.source is None else _size(self.source)
         free = (-1, -1) if self.source is None else given
@@ -309,7 +309,7 @@ class TopK(Stage):
         last = (like.signature or like.shape or (0,))[-1]
         if 0 <= last < self.k:
             raise UsageError(
-                f"{like.name!r} has {last} values a row, fewer than {self.k}", remedy=f"say top-k:{last}"
+                f"{like.name!r} has {last} values a row, fewer than {self.k}", remedy=f"give top-k:{last}"
             )
         small = _Small(_like(like, like.name))
         made = [
@@ -440,7 +440,9 @@ def _size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
     sizes = (int(found[1]), int(found[2])) if found else (0, 0)
     if not all(1 <= size <= MOST_SIZE for size in sizes):
-        raise UsageError(f"{text!a} is no size of a picture", remedy="say rows and columns, such as 224x224")
+        raise UsageError(
+            f"{text!a} is not a size of a picture", remedy="give rows and columns, such as 224x224"
+        )
     return sizes
 
 

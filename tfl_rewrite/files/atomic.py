@@ -116,7 +116,7 @@ def check_target(target: str | os.PathLike[str], *, force: bool) -> Path:
         raise FileAccessError.of_writing(error, target) from error
     except ValueError as error:
         # A name with a NUL in it.
-        raise UsageError(f"is no file name: {error}", file=repr(target), remedy="name a file") from error
+        raise UsageError(f"is not a file name: {error}", file=repr(target), remedy="name a file") from error
     return path
 
 

@@ -119,7 +119,7 @@ class Container:
             raise FileAccessError(f"cannot read: {error.strerror or error}", file=name) from error
         if not isinstance(data, bytes):
             raise UsageError(
-                f"{type(source).__name__} is no model",
+                f"{type(source).__name__} is not a model",
                 remedy="give a path, bytes, a file that is open for reading bytes, or a Model",
             )
         return cls.of_bytes(data, name)

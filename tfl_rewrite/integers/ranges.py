@@ -321,13 +321,13 @@ def _parsed(data: bytes) -> tuple[str, tuple[tuple[Row, ...], ...]]:
     if not isinstance(model, str) or not _SHA256.fullmatch(model):
         raise FormatError("is no hash of 64 hex digits", where="model", remedy=_JSON.remedy)
     if not isinstance(lists, list):
-        raise FormatError("is no list", where="subgraphs", remedy=_JSON.remedy)
+        raise FormatError("is not a list", where="subgraphs", remedy=_JSON.remedy)
     return model, tuple(_rows(rows, f"subgraphs[{number}]") for number, rows in enumerate(lists))
 
 
 def _rows(rows: Any, where: str) -> tuple[Row, ...]:
     if not isinstance(rows, list):
-        raise FormatError("is no list", where=where, remedy=_JSON.remedy)
+        raise FormatError("is not a list", where=where, remedy=_JSON.remedy)
     found = []
     last = -1
     for number, row in enumerate(rows):
@@ -345,14 +345,14 @@ def _rows(rows: Any, where: str) -> tuple[Row, ...]:
 def _row(row: Any) -> Row | str:
     """Returns a row, or what is wrong with it."""
     if not isinstance(row, list) or len(row) != 5:
-        return "is no list of index, name, shape, least and greatest value"
+        return "is not a list of index, name, shape, least and greatest value"
     at, name, shape, *ends = row
     if not _is_count(at):
         return "its first item is no index of a tensor"
     if not isinstance(name, str):
         return "its second item is no name"
     if shape is not None and not (isinstance(shape, list) and all(map(_is_size, shape))):
-        return "its third item is no shape"
+        return "its third item is not a shape"
     low, high = (_number(item) for item in ends)
     if low is None or high is None:
         return "its last items are no two numbers of 32-bit floats"

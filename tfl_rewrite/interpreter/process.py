@@ -107,7 +107,7 @@ class RuntimeChoice:
             if found is not None and name not in _NAMES:
                 raise UsageError(
                     f"unknown runtime {printable(name)!r} of {printable(path)}",
-                    remedy=f"use one of {', '.join(RUNTIMES)}, or leave it away for the first that it has",
+                    remedy=f"use one of {', '.join(RUNTIMES)}, or leave it out for the first that it has",
                 )
             wanted = _NAMES.get(name, wanted)
         if found is None:

@@ -531,7 +531,7 @@ class Worker:
             execution.nbytes.append(message.get("nbytes", 0))
             seconds = message.get("cpu", 0.0)
             if type(seconds) is not float or not 0 <= seconds < math.inf:
-                raise ValueError("a time that is none")
+                raise ValueError("a time that is not a number of seconds")
             execution.cpu.append(seconds)
             return True
         return False

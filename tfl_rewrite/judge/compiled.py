@@ -57,7 +57,7 @@ def judge_compiled(
     if settings.runtime != ("litert",):
         raise UsageError(
             f"{', '.join(settings.runtime)} does not read external buffers",
-            remedy="leave --runtime at litert",
+            remedy="use --runtime litert, the default",
         )
     reference = run_model(whole, settings)
     if reference.failure is not None or reference.interface is None:

@@ -37,9 +37,9 @@ _LEAST_PRUNED = 0.25
 """Of zeros in a weight, from which on they count as put there: dense weights hold next to none."""
 
 _COLUMNS = 32
-"""Columns that are gone through one by one before the others hear of their errors."""
+"""Columns that are rounded one by one before their errors are passed on to the others."""
 _PIECE = 256
-"""Columns that are improved before those of the rest of the row hear of it."""
+"""Columns that are improved before the change is passed on to the rest of the row."""
 
 
 @dataclass(frozen=True, slots=True)

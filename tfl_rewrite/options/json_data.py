@@ -297,7 +297,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileAccessError: It cannot be read.
-        UsageError: It is no TOML, or holds a number of more than 64 bits, or is too large or too deep.
+        UsageError: It is not TOML, or holds a number of more than 64 bits, or is too large or too deep.
     """
     # Most programs read none.
     if sys.version_info >= (3, 11):
@@ -311,19 +311,19 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise FileAccessError(f"cannot read: {error.strerror or error}", file=path) from error
     if len(data) > MOST_NBYTES:
-        raise UsageError(f"is no TOML file of ours: it has more than {MOST_NBYTES} bytes", file=path)
+        raise UsageError(f"is not TOML of this program: it has more than {MOST_NBYTES} bytes", file=path)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"is no TOML: not UTF-8 text: {error.reason}", file=path) from error
+        raise UsageError(f"is not TOML: not UTF-8 text: {error.reason}", file=path) from error
     if _LONG_KEY.search(text) is not None:
         raise UsageError(f"has a key of more than {MOST_PARTS} parts", file=path)
     try:
         content: dict[str, Any] = tomllib.loads(text.replace("\r\n", "\n"))
     except RecursionError:
-        raise UsageError("is no TOML: it nests too deep", file=path) from None
+        raise UsageError("is not TOML: it nests too deep", file=path) from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"is no TOML: {error}", file=path) from error
+        raise UsageError(f"is not TOML: {error}", file=path) from error
     except ValueError as error:
         # Of so many digits that Python does not read it.
         raise UsageError(_TOO_LONG, file=path) from error

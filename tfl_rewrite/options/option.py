@@ -61,7 +61,7 @@ def nbytes_of(size: int | str) -> int:
     found = _SIZE.fullmatch(str(size).strip())
     unit = _UNITS.get(found[2].upper()) if found else None
     if isinstance(size, bool) or found is None or unit is None:
-        raise ValueError("is no amount of bytes, such as 500000, 4MB or 512KiB")
+        raise ValueError("is not a number of bytes, such as 500000, 4MB or 512KiB")
     return int(float(found[1]) * unit)
 
 
@@ -120,7 +120,7 @@ def _items(value: Any) -> list[Any]:
     try:
         return list(value)
     except TypeError:
-        raise ValueError("is no list of texts") from None
+        raise ValueError("is not a list of texts") from None
 
 
 def _range(value: Any) -> tuple[float, float]:
@@ -128,7 +128,7 @@ def _range(value: Any) -> tuple[float, float]:
         low, high = value
         return _number(low), _number(high)
     except (TypeError, ValueError):
-        raise ValueError("is no list of two numbers") from None
+        raise ValueError("is not a list of two numbers") from None
 
 
 def _pair(text: str) -> tuple[float, float]:

@@ -194,7 +194,9 @@ def _bytes(text: str) -> bytes:
 
 def _remedy(text: str, reason: str) -> str:
     if any(sign in text for sign in ("(?=", "(?!", "(?<=", "(?<!")):
-        return "lookahead and lookbehind are not known; say with --exclude, or a rule before it, what stays"
+        return (
+            "lookahead and lookbehind are not known; name what stays with --exclude, or in a rule before it"
+        )
     if reason.startswith("invalid perl operator"):
         return "what RE2 does not know, such as references to groups and comments, has to be left out"
     if reason.startswith("invalid escape sequence"):

@@ -118,7 +118,7 @@ class Cut(Pass):
             entries = [item for item in model.signatures if any(item.subgraph is other for other in able)]
             raise UsageError(
                 f"{len(able)} subgraphs have tensors named {', '.join(map(repr, names))}",
-                remedy=f"say which: --signature {' or '.join(item.key or '' for item in entries)}",
+                remedy=f"name one: --signature {' or '.join(item.key or '' for item in entries)}",
             )
         return able[0]
 
@@ -182,7 +182,7 @@ class _Part:
             numbers = numbered(self.model, self.subgraph).items()
             places = [f"#{index}" for index, item in numbers if any(item is t for t in found)]
             raise UsageError(
-                f"{len(found)} tensors are named {name!r}", remedy=f"say which: {', '.join(places[:20])}"
+                f"{len(found)} tensors are named {name!r}", remedy=f"name one: {', '.join(places[:20])}"
             )
         for index, other in enumerate(self.model.subgraphs):
             if other is not self.subgraph and any(tensor.name == name for tensor in other.tensors):

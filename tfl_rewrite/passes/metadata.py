@@ -328,7 +328,7 @@ def _numbers(text: str, what: str) -> list[float]:
         found = [math.nan]
     if not all(math.isfinite(value) and abs(value) < 3e38 for value in found):
         raise UsageError(
-            f"{what} = {text!r} is no list of numbers", remedy="write such as 127.5 or 123,117,104"
+            f"{what} = {text!r} is not a list of numbers", remedy="write such as 127.5 or 123,117,104"
         )
     return found
 

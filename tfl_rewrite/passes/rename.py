@@ -91,7 +91,7 @@ class Renaming:
         if named and others:
             raise UsageError(
                 f"{old!r} is an argument of a signature, and another {side} is a tensor of that name",
-                remedy="say which with --argument KEY:OLD=NEW or --tensor OLD=NEW",
+                remedy="name one with --argument KEY:OLD=NEW or --tensor OLD=NEW",
             )
         for subgraph in {id(item): item for item, _ in self._exposed(_SIDES[side])}.values():
             self._single(old, [item for item in others if any(item is t for t in subgraph.tensors)], subgraph)
@@ -175,7 +175,7 @@ class Renaming:
             numbers = numbered(self.model, subgraph)
             places = [f"#{index}" for index, item in numbers.items() if any(item is one for one in found)]
             raise UsageError(
-                f"{len(found)} tensors are named {name!r}", remedy=f"say which: {', '.join(places[:20])}"
+                f"{len(found)} tensors are named {name!r}", remedy=f"name one: {', '.join(places[:20])}"
             )
 
     def _arguments(self, side: str) -> Iterator[tuple[_Argument, Signature, str, Tensor]]:

@@ -1,4 +1,4 @@
-"""repair: what keeps a file from being read right is put right; what it computes is not touched.
+"""repair: what keeps a file from being read as it is meant is corrected; what it computes is not touched.
 
 One fix for each fault (:data:`FIXES`), each under the name that ``doctor`` reports it by. A fix applies only
 where every runtime that reads the file correctly computes the same before and after; where it cannot be known
@@ -42,7 +42,7 @@ class Fix:
     """One fix.
 
     Attributes:
-        name: Of the finding that it puts right.
+        name: Of the finding that it corrects.
         summary: What it does.
         asked: Whether it is applied only when it is named.
         apply: Applies it to a model.

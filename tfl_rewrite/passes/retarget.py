@@ -344,7 +344,7 @@ class FitVersions(_Step):
                 f"--batch 1 (or --input NAME=SHAPE) does that; or {always}"
             )
         if not any(True for _ in missing(model, self._platform)):
-            return f"put that right first, or {always}"
+            return f"correct that first, or {always}"
         return f"cut the model before them (tfl-rewrite remove-dead --outputs NAME), or {always}"
 
     def _drop_codes(self, model: Model) -> list[Edit]:

@@ -194,7 +194,7 @@ def _tensor_of(model: Model, graph: SubGraph, text: str, sides: Sequence[str]) -
         if len(found) > 1:
             places = [f"#{place}" for place, item in numbers.items() if any(item is one for one in found)]
             raise UsageError(
-                f"{len(found)} tensors are named {wanted!r}", remedy=f"say which: {', '.join(places)}"
+                f"{len(found)} tensors are named {wanted!r}", remedy=f"name one: {', '.join(places)}"
             )
         if found:
             return name, found[0]

@@ -244,7 +244,7 @@ class _Work:
             second = ends_of(models[1], takes[1], outputs=False, number=1)
             links = links_of(ends_of(models[0], gives, outputs=True), second, self.options.connect, first)
             if min(links.values()) >= len(gives) and not self.options.keep_outputs:
-                raise UsageError("the second takes nothing that the first gives", remedy="say --keep-outputs")
+                raise UsageError("the second takes nothing that the first gives", remedy="--keep-outputs")
         elif self.options.connect:
             raise UsageError("--connect is for two models", remedy="name a second one")
         open_ends = [end for place, end in enumerate(second) if place not in links]

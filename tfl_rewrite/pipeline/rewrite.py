@@ -40,7 +40,7 @@ IN_MEMORY = "<memory>"
 
 _UNSOUND = (
     "the runtime refuses such a file; 'tfl-rewrite doctor' lists all that is wrong with it, and "
-    "'tfl-rewrite repair' puts right what it can"
+    "'tfl-rewrite repair' corrects what it can"
 )
 
 
@@ -223,7 +223,7 @@ def _run(opened: _Opened, passes: Sequence[Pass]) -> _Ran:
     with model.remembering():
         results = run_passes(model, passes, opened.context)
         _check_order(passes, results)
-        # Of what is written: a pass may have put right what was wrong.
+        # Of what is written: a pass may have corrected what was wrong.
         flaws = problems(model)
         packing = last_packing(results)
         made = layout(model, packing=packing)
@@ -355,7 +355,7 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     if verdict.status == "unverified":
         return _unverified(report, "; ".join(verdict.reasons), settings)
     if verdict.passed and settings.mode == "require" and (guesses := guessed(verdict)):
-        return _unverified(report, f"{guesses}; say it with --input-range", settings)
+        return _unverified(report, f"{guesses}; give it with --input-range", settings)
     differs = f"the rewritten model differs too much, nothing was written: {'; '.join(verdict.reasons)}"
     if not verdict.passed and settings.rescue and any(item.finer for item in opened.plan.passes):
         # Single constants may be stored finer; what is blamed is what comes of that.

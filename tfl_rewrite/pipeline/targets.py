@@ -180,7 +180,7 @@ def _parsed(text: str) -> tuple[str | None, Shape]:
         made = (0,)
     if not all(1 <= size <= _MOST_SIZE for size in made):
         raise UsageError(
-            f"{sizes!r} is no shape",
+            f"{sizes!r} is not a shape",
             remedy="give sizes of 1 or more, such as image=1,320,320,3; --dynamic-batch frees the first",
         )
     return (name if found else None), made

@@ -110,7 +110,7 @@ def find(ends: Sequence[End], name: str | None, what: str) -> int:
     if name is None:
         if len(ends) == 1:
             return 0
-        raise UsageError(f"there are {len(ends)} {what}s", remedy=f"say which: {listed or 'there is none'}")
+        raise UsageError(f"there are {len(ends)} {what}s", remedy=f"name one: {listed or 'there is none'}")
     listed += f" and {len(ends) - _SHOWN} more" if len(ends) > _SHOWN else ""
     index = whole_number(name[1:]) if name.startswith("#") else None
     found = [place for place, end in enumerate(ends) if name in end.names or end.index == index]
@@ -121,7 +121,7 @@ def find(ends: Sequence[End], name: str | None, what: str) -> int:
         places = ", ".join(f"#{number}" for number in sorted(indices - {_MADE}))
         raise UsageError(
             f"more than one {what} is named {name!r}",
-            remedy=f"say which: {places}" if places else "rename one first",
+            remedy=f"name one: {places}" if places else "rename one first",
         )
     near = near_names(name, [known for end in ends for known in end.names], count=1)
     meant = f"did you mean {near[0]!r}? " if near else ""
@@ -169,7 +169,7 @@ class Wiring:
                 if wanted.dtype != like.dtype:
                     raise UsageError(
                         f"{stage.name} gives floats, and what follows takes {wanted.dtype_name.lower()}",
-                        remedy="say cast first: values go through in the order that is given",
+                        remedy="give cast first: values go through in the order that is given",
                     )
                 line.insert(0, stage.make(wanted))
             wanted = line[0].model.subgraphs[0].inputs[0]
@@ -294,7 +294,7 @@ def links_of(
             # A name may have the sign in it.
             halves = [(text[:at], text[at + 1 :]) for at, letter in enumerate(text) if letter == "="]
             if not halves:
-                raise UsageError("it has no =", remedy="say OUTPUT=INPUT, such as embedding=x")
+                raise UsageError("it has no =", remedy="write OUTPUT=INPUT, such as embedding=x")
             known = [
                 pair
                 for pair in halves
@@ -335,7 +335,7 @@ def _guessed(outputs: Sequence[End], inputs: Sequence[End]) -> dict[int, int]:
             return chosen
     gives, takes = (", ".join(repr(end.tensor.name) for end in ends[:10]) for ends in (outputs, inputs))
     told = f"the first model gives {gives or 'nothing'}; the second takes {takes or 'nothing'}"
-    raise UsageError("it is not clear what is connected", remedy=f"say --connect OUTPUT=INPUT: {told}")
+    raise UsageError("it is not clear what is connected", remedy=f"give --connect OUTPUT=INPUT: {told}")
 
 
 def _may_feed(given: Tensor, taken: Tensor) -> bool:

@@ -52,7 +52,7 @@ def shard(
 
     Raises:
         ShardFailed: The runtime computes something else from the external buffers.
-        UsageError: A file is in the way.
+        UsageError: A file exists there.
         FileAccessError, FormatError, UnsupportedError: As for :func:`tfl_rewrite.files.source.load`.
 
     Example:

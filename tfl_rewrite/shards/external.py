@@ -296,7 +296,7 @@ def shard_external(
     Raises:
         ShardFailed: CompiledModel computes something else, or mode is ``require`` and it does not run.
         UnsupportedError: Nothing can be moved, or the file cannot be rewritten.
-        UsageError: A file with other content is in the way.
+        UsageError: A file with other content exists there.
     """
     model = Source(container).model()
     try:

@@ -221,5 +221,5 @@ def _feed(value: object, counts: Sequence[int], place: str) -> Feed:
         raise FormatError("is not [part, output]", where=f"{place}.from")
     part, output = value
     if not OUTSIDE <= part < len(counts) - 1 or not 0 <= output < counts[part + 1]:
-        raise FormatError(f"{value} is no output of a part before it", where=f"{place}.from")
+        raise FormatError(f"{value} is not an output of a part before it", where=f"{place}.from")
     return part, output

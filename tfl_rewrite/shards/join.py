@@ -156,7 +156,9 @@ def _marked(path: Path) -> tuple[int, int]:
                     return folder, marker
             # A join that ended a moment ago took it away.
     except NotADirectoryError:
-        raise UsageError("is in the way", file=path, remedy="remove it, or name another OUT") from None
+        raise UsageError(
+            "exists already, and no join made it", file=path, remedy="remove it, or name another OUT"
+        ) from None
     except OSError as error:
         raise FileAccessError.of_writing(error, path) from error
 

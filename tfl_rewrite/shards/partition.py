@@ -179,7 +179,7 @@ class Partition:
                 raise UsageError(f"{tensor.name!r} is made last", remedy="name one that others read")
             if at in self.reasons:
                 raise UnsupportedError(
-                    f"behind {tensor.name!r} is no place to cut: {self.reasons[at]}",
+                    f"behind {tensor.name!r} there is no place to cut: {self.reasons[at]}",
                     remedy="cut before or behind all of it",
                 )
             chosen.add(at)

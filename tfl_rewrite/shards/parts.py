@@ -57,7 +57,7 @@ def write_parts(
         tick: Called with bytes done, from any thread.
 
     Raises:
-        UsageError: A file with other content is in the way, or there would be too many parts.
+        UsageError: A file with other content exists there, or there would be too many parts.
         FileAccessError: The folder cannot be written.
     """
     cuts, notes = cut(container, options.max_nbytes)
@@ -203,7 +203,7 @@ class PartWriter:
 
         Raises:
             VerificationError: It is not what was written.
-            UsageError: It has too many parts, or another manifest is in the way.
+            UsageError: It has too many parts, or another manifest exists there.
         """
         text = manifest.dump()
         if len(text) > MAX_MANIFEST_NBYTES:

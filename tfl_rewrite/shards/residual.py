@@ -12,7 +12,7 @@ stored byte by byte: first the highest bytes of all, the lowest last. Deflate ma
 noise.
 
 A float16 number is the upper half of 32 bits, and differences are those of upper halves. It is predicted from
-the bits of a float32 number with the exponent put right and the rest rounded; subnormal ones count as zero.
+the bits of a float32 number with the exponent corrected and the rest rounded; subnormal ones count as zero.
 """
 
 from __future__ import annotations

@@ -350,7 +350,7 @@ def shard_progressive(
             raise UnsupportedError(
                 "no float weight gets smaller as int8, so there is no base",
                 file=source.path,
-                remedy="leave --progressive away",
+                remedy="leave out --progressive",
             )
         base = Source.open(path)
         with scratch_errors():

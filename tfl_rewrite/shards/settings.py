@@ -85,9 +85,9 @@ class ShardOptions:
         if Path(name).name != name or not name.isprintable() or name[:1] in (".", ""):
             raise UsageError(f"{name!r} is not a plain file name", remedy="such as manifest-v2.json")
         if self.format == "external" and self.compress != "none":
-            raise UsageError("external buffers are mapped as they are", remedy="leave --compress away")
+            raise UsageError("external buffers are mapped as they are", remedy="leave out --compress")
         if self.format == "external" and self.progressive:
-            raise UsageError("only parts can be progressive", remedy="leave --format away")
+            raise UsageError("only parts can be progressive", remedy="leave out --format")
 
     @property
     def max_nbytes(self) -> int:

@@ -177,7 +177,7 @@ def split(
 
     Raises:
         SplitFailed: The parts compute something else; nothing is written.
-        UsageError: A tensor is unknown, or a file is in the way.
+        UsageError: A tensor is unknown, or a file exists there.
         UnsupportedError: The model cannot be cut there, with the reason.
         FileAccessError, FormatError: As for :func:`tfl_rewrite.load`.
 
@@ -472,7 +472,7 @@ def _check_whole(model: Model) -> None:
     if states:
         raise UnsupportedError(
             f"the output {states[0]!r} is a variable that an operator writes, which no part gives",
-            remedy="cut it off first (remove-dead --outputs)",
+            remedy="remove it first (remove-dead --outputs)",
         )
     for key, (inputs, _) in ends_named(model).items():
         given = {place for _, place in inputs}

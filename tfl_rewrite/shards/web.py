@@ -185,7 +185,7 @@ class WebSource:
             parts = urllib.parse.urlsplit(url)
             host, _ = parts.hostname, parts.port
         except ValueError as error:
-            raise UsageError(f"is no URL: {error}", file=url) from None
+            raise UsageError(f"is not a URL: {error}", file=url) from None
         folder, _, name = parts.path.rpartition("/")
         if not host or not name or any(char.isspace() or ord(char) < 33 for char in url):
             raise UsageError("names no file of a host", file=url, remedy="give the manifest's URL")

@@ -231,7 +231,7 @@ class Recipe:
 
         Raises:
             UsageError: The text, an expression or an encoding is not of the form.
-            FileAccessError, FormatError: The file cannot be read, or is no TOML.
+            FileAccessError, FormatError: The file cannot be read, or is not TOML.
         """
         if text.endswith(".toml"):
             return cls.load(text, default=default)

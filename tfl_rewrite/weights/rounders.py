@@ -190,7 +190,7 @@ def emitted(
 class Clipped(Rounder):
     """Scales that leave the least squared error (:mod:`tfl_rewrite.numerics.clipping`), nearest integers.
 
-    Of channels of many million elements every so-manieth is looked at, and the largest.
+    Of channels of many million elements values at even distances are looked at, and the largest.
     """
 
     def prepare(self, model: Model, works: Sequence[Work]) -> None:

@@ -43,14 +43,23 @@ def show_completion(arguments: argparse.Namespace) -> int:
     """``tfl-rewrite completion SHELL``."""
     import shtab
 
+    from tfl_rewrite.passes import catalog
+
     made = parser(__version__, (), whole=True)
+    names = {"topic": list(BY_NAME), "preset": list(catalog.PRESETS), "passes": list(catalog.NAMES)}
     for command, part in _parsers(made).items():
         part.description = BY_NAME[command].help
         for action in part._actions:
-            if isinstance(action.metavar, str) and action.metavar.startswith("{"):
-                action.choices = action.metavar[1:-1].split(",")
-            if getattr(action, "role", None) is not None:
+            metavar = action.metavar if isinstance(action.metavar, str) else ""
+            if metavar.startswith("{"):
+                action.choices = metavar[1:-1].split(",")
+            elif action.dest in names:
+                action.choices = names[action.dest]
+            elif getattr(action, "role", None) is not None:
                 action.complete = shtab.DIRECTORY if action.role is Role.FOLDER else shtab.FILE  # type: ignore[attr-defined]
+            if ":" in metavar:
+                # What stands behind a colon zsh would run.
+                action.metavar = metavar.replace(":", " ")
     text = shtab.complete(made, arguments.shell)
     if arguments.json:
         print_json({arguments.shell: text})

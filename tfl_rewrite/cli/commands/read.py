@@ -262,7 +262,7 @@ def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
     if fixed:
         lines.append(f"repair {', '.join(fixed)}: tfl-rewrite repair {_quoted(found.file)} OUT")
     if groups and not verbose:
-        lines.append("next: -v says why each matters, where the fact is from, and what puts it right")
+        lines.append("next: -v says why each matters, where the fact is from, and what corrects it")
     return lines
 
 

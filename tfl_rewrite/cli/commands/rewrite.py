@@ -55,7 +55,7 @@ def run_passes(arguments: argparse.Namespace) -> int:
     from tfl_rewrite.passes import catalog
 
     if bool(arguments.passes) == (arguments.preset is not None):
-        raise UsageError("nothing to run, or two orders", remedy="give either --pass or --preset")
+        raise UsageError("neither or both of --pass and --preset are given", remedy="give one of them")
     made = catalog.preset(arguments.preset) if arguments.preset else catalog.passes_of(arguments.passes)
     return rewrite_file(arguments, made)
 

@@ -442,7 +442,7 @@ COMMANDS = (
     ),
     Command(
         "repair",
-        "put right what keeps a file from being read right",
+        "correct what keeps a file from being read as it is meant",
         make=lambda: _plain("repair"),
         examples=(
             "tfl-rewrite repair in.tflite out.tflite",
