@@ -19,9 +19,11 @@ import threadpoolctl
 
 from .helpers import CORPUS, FIXTURES, NO_CORPUS, ROOT
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # What a shell starts in the background ignores SIGINT, and so would all that the tests send it to.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a shell starts in the background ignores SIGINT, what nohup starts SIGHUP, and so would all that the
+# tests send them to.
+for number, heard in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, heard)
 
 
 # Both run programs of the system when they are first used: now, before the tests are watched.
