@@ -22,7 +22,7 @@ LOOSE = ("errors", "work")
 MOST_FILES = 265
 """No more than there are."""
 AIMED_FILES = 165
-"""What the design aims at."""
+"""What the design aimed at for 32,000 lines, 195 a file."""
 MOST_FUNCTION_LINES = 60
 MOST_LONG_FUNCTIONS = 5
 MOST_PARAMETERS = 8
@@ -246,14 +246,14 @@ def measured(modules: Modules) -> list[Row]:
     long = {item.place: item.lines for item in functions if item.lines > MOST_FUNCTION_LINES}
     wide = {item.place: item.parameters for item in functions if item.parameters > MOST_PARAMETERS}
     tall = {str(path): count for path, count in modules.lines.items() if count > MOST_MODULE_LINES}
-    files = len(modules.trees)
+    files, lines = len(modules.trees), sum(modules.lines.values())
     return [
         Row(
             f"{files:6} files, at most {MOST_FILES}; the aim is {AIMED_FILES}",
             [],
             [f"{files} files"] if files > MOST_FILES else [],
         ),
-        Row(f"{sum(modules.lines.values()):6} lines", [], []),
+        Row(f"{lines:6} lines, {lines // files} a file", [], []),
         Row(
             f"{len(loose):6} loose modules: {', '.join(loose)}",
             [],
