@@ -81,7 +81,7 @@ def source(net: Net, kind: str) -> Tensor:
     return net.input("x", (2, C) if kind == "FULLY_CONNECTED" else (1, 5, 5, C))
 
 
-def check(net: Net, tmp_path: Path, change: Callable[[], PassResult], least: float = 120) -> PassResult:
+def by_numbers(net: Net, tmp_path: Path, change: Callable[[], PassResult], least: float = 120) -> PassResult:
     """Runs the model before and after a change on three resolvers."""
     before, after = tmp_path / "before.tflite", tmp_path / "after.tflite"
     given = {
@@ -100,10 +100,24 @@ def check(net: Net, tmp_path: Path, change: Callable[[], PassResult], least: flo
     return result
 
 
-@pytest.mark.runtime
+def by_structure(
+    _net: Net, _folder: Path, change: Callable[[], PassResult], _least: float = 120
+) -> PassResult:
+    """Makes the change alone."""
+    return change()
+
+
+Check = Callable[..., PassResult]
+in_both_ways = pytest.mark.parametrize(
+    "check", [by_structure, pytest.param(by_numbers, marks=pytest.mark.runtime)]
+)
+"""What becomes of a model is looked at in the quick tests, and what it computes in those on the runtime."""
+
+
+@in_both_ways
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_batch_norm_behind_a_layer(kind: str, bias: bool, tmp_path: Path) -> None:
+def test_a_batch_norm_behind_a_layer(kind: str, bias: bool, tmp_path: Path, check: Check) -> None:
     if not bias and kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         pytest.skip("its kernel needs a bias")
     net = Net(1)
@@ -125,11 +139,11 @@ def test_a_batch_norm_behind_a_layer(kind: str, bias: bool, tmp_path: Path) -> N
     assert len(net.graph.tensors) == 4 + (kind == "TRANSPOSE_CONV")
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("shape", [(C,), (1,)])
 def test_what_normalizes_the_input_goes_into_the_layer(
-    kind: str, shape: tuple[int, ...], tmp_path: Path
+    kind: str, shape: tuple[int, ...], tmp_path: Path, check: Check
 ) -> None:
     net = Net(2)
     given = source(net, kind)
@@ -144,13 +158,13 @@ def test_what_normalizes_the_input_goes_into_the_layer(
     assert [skip.rule for skip in result.skips] == ["padding"] * len(stays)
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize(
     ("side", "stride", "rest"), [(1, 1, []), (2, 2, []), (3, 1, ["ADD"]), (3, 2, ["ADD"])]
 )
 @pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D"])
 def test_what_is_added_before_padding_stays(
-    kind: str, side: int, stride: int, rest: list[str], tmp_path: Path
+    kind: str, side: int, stride: int, rest: list[str], tmp_path: Path, check: Check
 ) -> None:
     net = Net(3)
     given = net.input("x", (1, 6, 6, C))
@@ -165,8 +179,8 @@ def test_what_is_added_before_padding_stays(
     assert kinds(net) == [*rest, kind] and [skip.rule for skip in result.skips] == ["padding"] * len(rest)
 
 
-@pytest.mark.runtime
-def test_a_factor_before_padding_and_for_groups(tmp_path: Path) -> None:
+@in_both_ways
+def test_a_factor_before_padding_and_for_groups(tmp_path: Path, check: Check) -> None:
     net = Net(4)
     given = net.input("x", (1, 6, 6, C))
     made = net.add("MUL", [given, number(net, "scale", (1, 1, 1, C))], "m", given.shape or ())
@@ -188,9 +202,9 @@ def padded(net: Net, kind: str, constant: Tensor, sides: list[list[int]]) -> Non
     net.output(layer(net, "CONV_2D", made, "y", weight=weight, side=3))
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("shape", [(C,), (1,)])
-def test_a_factor_goes_past_zeros(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_factor_goes_past_zeros(shape: tuple[int, ...], tmp_path: Path, check: Check) -> None:
     net = Net(5)
     # One number for all goes past zeros along its axis, too.
     padded(net, "MUL", number(net, "scale", shape), [[0, 0], [1, 1], [2, 0], [0, shape[0] == 1]])
@@ -206,9 +220,9 @@ def test_what_would_change_zeros_or_channels_stays(kind: str, sides: list[int], 
     assert not result.modified and [skip.rule for skip in result.skips] == [rule]
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("shape", [(2,), (3, 2), (1, 3, 2), (1, 1, 3, 2)])
-def test_a_dense_layer_that_flattens_its_input(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_dense_layer_that_flattens_its_input(shape: tuple[int, ...], tmp_path: Path, check: Check) -> None:
     net = Net(5)
     given = net.input("x", (2, 3, 2))
     made = net.add("MUL", [given, number(net, "scale", shape)], "m", (2, 3, 2))
@@ -219,9 +233,11 @@ def test_a_dense_layer_that_flattens_its_input(shape: tuple[int, ...], tmp_path:
     assert kinds(net) == ["MUL"] * (len(shape) > 3) + ["FULLY_CONNECTED"]
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("kind", ["ADD", "SUB"])
-def test_what_is_added_to_a_sum_of_layers_goes_into_one_of_them(kind: str, tmp_path: Path) -> None:
+def test_what_is_added_to_a_sum_of_layers_goes_into_one_of_them(
+    kind: str, tmp_path: Path, check: Check
+) -> None:
     """As an unrolled LSTM does."""
     net = Net(6)
     one, two = net.input("x", (1, C)), net.input("h", (1, C))
@@ -289,9 +305,11 @@ def half_layer(net: Net, factor: Array, *, shared: bool = False) -> Tensor:
     return weight
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("shared", [True, False])
-def test_float16_weights_are_scaled_where_nothing_is_rounded(shared: bool, tmp_path: Path) -> None:
+def test_float16_weights_are_scaled_where_nothing_is_rounded(
+    shared: bool, tmp_path: Path, check: Check
+) -> None:
     net = Net(7)
     half_layer(net, np.array([2, -0.5, 4]), shared=shared)
     old = data_of(named(net.model, "w_half")).copy()
@@ -304,8 +322,8 @@ def test_float16_weights_are_scaled_where_nothing_is_rounded(shared: bool, tmp_p
     assert kinds(net).count("DEQUANTIZE") == (3 if shared else 1)
 
 
-@pytest.mark.runtime
-def test_float16_weights_are_not_rounded_again(tmp_path: Path) -> None:
+@in_both_ways
+def test_float16_weights_are_not_rounded_again(tmp_path: Path, check: Check) -> None:
     net = Net(8)
     half_layer(net, np.array([1, 1.1, 1]))
     result = check(net, tmp_path, lambda: fold(net))
@@ -336,7 +354,7 @@ def hybrid_layer(net: Net, scales: list[float], low: int = -127) -> Tensor:
     )
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize(
     ("scales", "factor", "low", "folds"),
     [
@@ -350,7 +368,7 @@ def hybrid_layer(net: Net, scales: list[float], low: int = -127) -> Tensor:
     ],
 )
 def test_hybrid_weights_keep_their_integers(
-    scales: list[float], factor: list[float], low: int, folds: bool, tmp_path: Path
+    scales: list[float], factor: list[float], low: int, folds: bool, tmp_path: Path, check: Check
 ) -> None:
     net = Net(10)
     made = hybrid_layer(net, scales, low)
@@ -373,8 +391,8 @@ def test_nothing_goes_into_a_hybrid_layer_from_before() -> None:
     assert [skip.rule for skip in result.skips] == ["hybrid"] and not result.modified
 
 
-@pytest.mark.runtime
-def test_constants_that_others_read_stay(tmp_path: Path) -> None:
+@in_both_ways
+def test_constants_that_others_read_stay(tmp_path: Path, check: Check) -> None:
     net = Net(12)
     given = net.input("x", (2, C))
     weight, bias = net.weights("w", (K, C)), number(net, "b", (K,))
@@ -387,8 +405,8 @@ def test_constants_that_others_read_stay(tmp_path: Path) -> None:
     assert kinds(net) == ["FULLY_CONNECTED"] * 2
 
 
-@pytest.mark.runtime
-def test_a_bias_beside_computed_weights(tmp_path: Path) -> None:
+@in_both_ways
+def test_a_bias_beside_computed_weights(tmp_path: Path, check: Check) -> None:
     net = Net(13)
     given, weight = net.input("x", (2, C)), net.input("w", (K, C))
     made = net.add("FULLY_CONNECTED", [given, weight, number(net, "b", (K,))], "f", (2, K))

@@ -72,12 +72,26 @@ def compare(before: dict[str, list[Array]], after: dict[str, list[Array]], least
             assert decibels(old, new) >= least, name
 
 
-def run_fused(net: Net, least: float = np.inf, **options: Any) -> PassResult:
-    before = outputs(net.model)
+def by_structure(net: Net, least: float = np.inf, **options: Any) -> PassResult:
+    """Fuses, and sees that it is told whether outputs stay equal to the bit."""
     result = fused(net, **options)
     assert result.modified and result.exact is (least == np.inf)
+    return result
+
+
+def by_numbers(net: Net, least: float = np.inf, **options: Any) -> PassResult:
+    """Fuses, and compares what the runtime computes before and after."""
+    before = outputs(net.model)
+    result = by_structure(net, least, **options)
     compare(before, outputs(net.model), least)
     return result
+
+
+Run = Callable[..., PassResult]
+in_both_ways = pytest.mark.parametrize(
+    "run_fused", [by_structure, pytest.param(by_numbers, marks=pytest.mark.runtime)]
+)
+"""What becomes of a model is looked at in the quick tests, and what it computes in those on the runtime."""
 
 
 # -- Activations go into the operator before -----------------------------------------------------------------
@@ -112,9 +126,9 @@ def host(net: Net, kind: str, x: Tensor, shape: tuple[int, ...] = IMAGE) -> Tens
     return net.add(kind, [x, net.weights(f"{name} c", (channels,))], name, shape)
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("clamp", [row.name for row in CLAMPS if row.name in ACTIVATIONS])
-def test_kernels_that_fuse_do_what_the_clamp_did(clamp: str) -> None:
+def test_kernels_that_fuse_do_what_the_clamp_did(clamp: str, run_fused: Run) -> None:
     net = Net()
     x = net.input("x", IMAGE)
     for row in FUSING:
@@ -125,8 +139,8 @@ def test_kernels_that_fuse_do_what_the_clamp_did(clamp: str) -> None:
     assert {item.option("fused_activation_function") for item in hosts} == {ACTIVATIONS[clamp]}
 
 
-@pytest.mark.runtime
-def test_a_hybrid_layer_does_it_too() -> None:
+@in_both_ways
+def test_a_hybrid_layer_does_it_too(run_fused: Run) -> None:
     from tfl_rewrite.passes import QuantizeWeights
 
     net = Net()
@@ -180,8 +194,8 @@ def test_integers_are_not_fused() -> None:
     assert not fused(net).modified
 
 
-@pytest.mark.runtime
-def test_clamps_that_were_spelled_out_become_one() -> None:
+@in_both_ways
+def test_clamps_that_were_spelled_out_become_one(run_fused: Run) -> None:
     net = Net()
     x = net.input("x", IMAGE)
 
@@ -233,9 +247,9 @@ def gelu_of_squares(net: Spelled, x: Tensor) -> Tensor:
     return net.over("MUL", 0.5, net.over("MUL", x, net.over("ADD", step, 1.0)))
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("spelled", [gelu_of_powers, gelu_of_products, gelu_of_squares])
-def test_gelu(spelled: Callable[[Spelled, Tensor], Tensor]) -> None:
+def test_gelu(spelled: Callable[[Spelled, Tensor], Tensor], run_fused: Run) -> None:
     net = Spelled()
     x = net.input("x", IMAGE)
     y = spelled(net, x)
@@ -335,10 +349,12 @@ PRELUS = {
 SLOPES = np.float32([0.25, -0.5, 1.5, 0.0])
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("spelled", PRELUS, ids=lambda made: made.__name__)
 @pytest.mark.parametrize("shape", [(4,), (1, 1, 4), (1, 1, 1, 4)], ids=str)
-def test_prelu(spelled: Callable[[Spelled, Tensor, Tensor], Tensor], shape: tuple[int, ...]) -> None:
+def test_prelu(
+    spelled: Callable[[Spelled, Tensor, Tensor], Tensor], shape: tuple[int, ...], run_fused: Run
+) -> None:
     net = Spelled()
     x = net.input("x", IMAGE)
     net.output(spelled(net, x, net.constant("alpha", SLOPES.reshape(shape))))
@@ -350,10 +366,10 @@ def test_prelu(spelled: Callable[[Spelled, Tensor, Tensor], Tensor], shape: tupl
     assert [item.nbytes for item in net.model.buffers if item.nbytes] == [16]
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("spelled", PRELUS, ids=lambda made: made.__name__)
 def test_a_slope_that_is_shared_makes_leaky_relu(
-    spelled: Callable[[Spelled, Tensor, Tensor], Tensor],
+    spelled: Callable[[Spelled, Tensor, Tensor], Tensor], run_fused: Run
 ) -> None:
     net = Spelled()
     net.output(spelled(net, net.input("x", IMAGE), net.half("alpha", np.full((1, 1, 1), 0.25))))
@@ -362,9 +378,9 @@ def test_a_slope_that_is_shared_makes_leaky_relu(
     assert net.graph.operators[0].option("alpha") == 0.25 * PRELUS[spelled]
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize(("most", "kind"), [(1.0, "PRELU"), (1.5, "MAXIMUM")])
-def test_the_larger_of_a_number_and_a_part_of_it(most: float, kind: str) -> None:
+def test_the_larger_of_a_number_and_a_part_of_it(most: float, kind: str, run_fused: Run) -> None:
     net = Spelled()
     x = net.input("x", IMAGE)
     net.output(net.over("MAXIMUM", net.over("MUL", x, net.constant("a", np.float32([0.1, -2, 0, most]))), x))
@@ -415,9 +431,9 @@ def softmax(net: Net, x: Tensor, axis: float, *, keeps: bool = True, dtype: Any 
     return net.add("DIV", [power, total], "y", shape)
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize(("shape", "axis"), [((3, 4), -1), ((3, 4), 1), ((1, 2, 3, 2, 4), 4)])
-def test_softmax(shape: tuple[int, ...], axis: int) -> None:
+def test_softmax(shape: tuple[int, ...], axis: int, run_fused: Run) -> None:
     net = Net()
     net.output(softmax(net, net.input("x", shape), axis))
     run_fused(net, 120)
@@ -474,7 +490,7 @@ def padded(
     return net.add(kind, inputs, "y", (1, left, left, 4), dtype=dtype, fused_activation_function=3, **given)
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize(
     ("kind", "size", "pads", "options"),
     [
@@ -486,7 +502,9 @@ def padded(
         ("CONV_2D", 6, (0, 1), {"kernel": 2}),
     ],
 )
-def test_padding_that_same_does(kind: str, size: int, pads: tuple[int, int], options: dict[str, int]) -> None:
+def test_padding_that_same_does(
+    kind: str, size: int, pads: tuple[int, int], options: dict[str, int], run_fused: Run
+) -> None:
     net = Net()
     net.output(padded(net, kind, size, pads, **options))
     run_fused(net)
@@ -518,8 +536,8 @@ def test_padding_of_what_is_resized_stays() -> None:
     assert [item.rule for item in fused(net).skips] == ["shape"]
 
 
-@pytest.mark.runtime
-def test_a_pool_of_what_is_not_negative_is_padded_by_itself() -> None:
+@in_both_ways
+def test_a_pool_of_what_is_not_negative_is_padded_by_itself(run_fused: Run) -> None:
     net = Net()
     y = padded(net, "MAX_POOL_2D", 6, (1, 1))
     cut = net.add("RELU", [named(net.model, "x")], "cut", (1, 6, 6, 4))
@@ -530,9 +548,9 @@ def test_a_pool_of_what_is_not_negative_is_padded_by_itself() -> None:
     assert kinds(net.model) == ["RELU", "MAX_POOL_2D"]
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("scale", [0.5, 0.25])
-def test_integers_are_padded_with_their_zero_point(scale: float) -> None:
+def test_integers_are_padded_with_their_zero_point(scale: float, run_fused: Run) -> None:
     net = Net()
     y = padded(net, "CONV_2D", 6, (1, 1), np.int8)
     with_grid(named(net.model, "x"), 0.5, 3)
@@ -556,9 +574,9 @@ def layered(net: Net, shape: tuple[int, ...], target: tuple[int, ...], columns: 
     return net.add("RESHAPE", [flat, net.constant("to", np.int32(target))], "y", target)
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize(("shape", "target"), [((2, 3, 4), (2, 3, 5)), ((1, 2, 3, 4), (1, 2, -1, 5))])
-def test_a_layer_keeps_its_axes(shape: tuple[int, ...], target: tuple[int, ...]) -> None:
+def test_a_layer_keeps_its_axes(shape: tuple[int, ...], target: tuple[int, ...], run_fused: Run) -> None:
     net = Net()
     net.output(layered(net, shape, target))
     named(net.model, "y").shape = (*shape[:-1], 5)
@@ -614,12 +632,14 @@ def test_the_matrix_of_a_layer_is_that_of_the_product_turned(adj_y: bool) -> Non
     assert layer.option("keep_num_dims") is True and layer.outputs == [made]
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize("adj_y", [False, True])
 @pytest.mark.parametrize(
     ("shape", "lead"), [((3, 4), ()), ((2, 3, 4), ()), ((2, 3, 4), (1,)), ((1, 2, 3, 4), (1, 1))]
 )
-def test_a_constant_matrix_makes_a_layer(shape: tuple[int, ...], lead: tuple[int, ...], adj_y: bool) -> None:
+def test_a_constant_matrix_makes_a_layer(
+    shape: tuple[int, ...], lead: tuple[int, ...], adj_y: bool, run_fused: Run
+) -> None:
     net = Net()
     x = net.input("x", shape)
     matrix = (5, 4) if adj_y else (4, 5)
@@ -652,10 +672,10 @@ def test_a_matrix_that_others_read_stays() -> None:
     assert [item.rule for item in fused(net).skips] == ["shared"]
 
 
-@pytest.mark.runtime
+@in_both_ways
 @pytest.mark.parametrize(("kind", "count"), [("DIV", 12), ("MUL", 1 / 12)])
 @pytest.mark.parametrize("keeps", [False, True])
-def test_a_sum_by_their_number_is_a_mean(kind: str, count: float, keeps: bool) -> None:
+def test_a_sum_by_their_number_is_a_mean(kind: str, count: float, keeps: bool, run_fused: Run) -> None:
     net = Net()
     x = net.input("x", (2, 3, 4, 5))
     shape = (2, 1, 1, 5) if keeps else (2, 5)
