@@ -266,6 +266,22 @@ def unsigned_layers() -> UnsignedNet:
     return net
 
 
+def growing_cell() -> Net:
+    """Returns an LSTM of one cell, all gates open: each call adds the tanh of what comes in to it."""
+    net = Net()
+    weights = np.zeros((1, 1), np.float32)
+    full, none = np.full(1, 20, np.float32), np.zeros(1, np.float32)
+    source = net.input("in", (1, 1, 1))
+    gates = [net.constant(f"w{at}", weights + (at == 2)) for at in range(4)]
+    # All gates are open, and what comes in says by how much the cell grows.
+    gates += [net.constant(f"r{at}", weights) for at in range(4)] + [None] * 3
+    gates += [net.constant(f"b{at}", none if at == 2 else full) for at in range(4)] + [None] * 2
+    states = [net.variable("last", (1, 1)), net.variable("cell", (1, 1)), *[None] * 4]
+    kind = "UNIDIRECTIONAL_SEQUENCE_LSTM"
+    net.output(net.add(kind, [source, *gates, *states], "out", (1, 1, 1), fused_activation_function=4))
+    return net
+
+
 def named(model: Model, name: str) -> Tensor:
     """The first tensor of that name."""
     return next(item for graph in model.subgraphs for item in graph.tensors if item.name == name)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.kernels.integer_cases import WITH_STATE
-from tests.nets import Net
+from tests.nets import Net, growing_cell
 from tfl_rewrite import Judging, UnsupportedError, load, save
 from tfl_rewrite.calibration import ranges
 from tfl_rewrite.calibration.ranges import Memories, Ranges
@@ -96,17 +96,7 @@ def test_states_are_followed_as_the_kernels_compute_them(label: str, tmp_path: P
 @pytest.mark.runtime
 @pytest.mark.parametrize("independent", [False, True])
 def test_samples_are_one_sequence_unless_they_are_independent(independent: bool, tmp_path: Path) -> None:
-    net = Net()
-    weights = np.zeros((1, 1), np.float32)
-    full, none = np.full(1, 20, np.float32), np.zeros(1, np.float32)
-    source = net.input("in", (1, 1, 1))
-    gates = [net.constant(f"w{at}", weights + (at == 2)) for at in range(4)]
-    # All gates are open, and what comes in says by how much the cell grows.
-    gates += [net.constant(f"r{at}", weights) for at in range(4)] + [None] * 3
-    gates += [net.constant(f"b{at}", none if at == 2 else full) for at in range(4)] + [None] * 2
-    states = [net.variable("last", (1, 1)), net.variable("cell", (1, 1)), *[None] * 4]
-    kind = "UNIDIRECTIONAL_SEQUENCE_LSTM"
-    net.output(net.add(kind, [source, *gates, *states], "out", (1, 1, 1), fused_activation_function=4))
+    net = growing_cell()
     save(net.model, tmp_path / "net.tflite")
     np.savez(tmp_path / "in.npz", **{"in": np.full((3, 1, 1, 1), 20, np.float32)})
     model = load(tmp_path / "net.tflite")

@@ -12,7 +12,7 @@ from tfl_rewrite.integers.mixture import Choice, Computes, Mixture
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.wish import Known, Search, Settled
 from tfl_rewrite.numerics.knapsack import Float64
-from tfl_rewrite.weights.rounders import Simulate
+from tfl_rewrite.weights.rounders import Simulated
 
 NOISES = {"in": 1e-3, "a": 3e-2, "b": 1e-4, "c": 2e-3, "out": 1e-4}
 """Of tensors with 8 bits."""
@@ -32,19 +32,21 @@ class Bench:
     """Counts the noises of tensors that a copy has in 8 bits.
 
     Attributes:
+        ranges: Those that copies are measured on.
         copies: How many copies were looked at.
         excess: The noise of all of them together, over their sum.
     """
 
     def __init__(self, excess: float = 1.0) -> None:
+        self.ranges: dict[int, tuple[float, float]] = {}
         self.copies = 0
         self.excess = excess
 
-    def measure(self, changes: Sequence[Simulate]) -> Float64:
+    def measure(self, changes: Sequence[Simulated], *, apart: bool = True) -> Float64:
         rows = []
         for change in changes:
             copy = net_of_four().model
-            change(copy)
+            change(self.ranges)(copy)
             self.copies += 1
             narrow = {
                 tensor.name.removesuffix("_int8").removesuffix("_float32").removesuffix("_float")
@@ -59,7 +61,7 @@ class Bench:
 
 def search(bench: Bench, known: Known | None = None, bits: int | None = 16) -> Search:
     model = net_of_four().model
-    ranges = {id(item): (-1.0, 1.0) for item in model.subgraphs[0].tensors}
+    bench.ranges = ranges = {id(item): (-1.0, 1.0) for item in model.subgraphs[0].tensors}
     mixture = Mixture(model, Choice.parse(Computes.INT8, (), (), ()), ranges, wide=bits)
     rounded: list[IntegerPlan] = []
 
@@ -150,22 +152,41 @@ def test_beside_floats_a_group_counts_the_weights_of_what_makes_it() -> None:
     """A float operator has its weights as they were, one with 16 bits has not."""
     seen: list[set[str]] = []
 
-    def measure(changes: Sequence[Simulate]) -> Float64:
-        for change in changes:
+    def measure(changes: Sequence[Simulated], *, apart: bool = True) -> Float64:
+        for change in () if apart else changes:
             copy = net_of_four().model
-            change(copy)
+            change(bench.ranges)(copy)
             read = (tensor for item in copy.subgraphs[0].operators for tensor in item.inputs)
             seen.append({item.name for item in read if item is not None} & {"w", "rounded"})
         return np.ones((len(changes), 1))
 
     for bits in (16, None):
         seen.clear()
-        one = search(Bench(), Known(), bits)
+        one = search(bench := Bench(), Known(), bits)
         one._measure = measure
         one._made(one._mixture.units)
         one._made(())
-        measure([one._alone(unit) for unit in one._mixture.units])
+        measure(one._alone(), apart=False)
         weighed = ["rounded" in names for names in seen]
         assert weighed == (
             [True, True, *[False] * 5] if bits else [False, True, False, True, False, False, False]
         )
+
+
+def test_what_is_cut_off_whatever_the_widths_asks_for_none() -> None:
+    """On ranges of others all lose as much; what narrow groups lose beyond that counts, and nothing else."""
+    lost = {"all": 0.5, "narrow": 0.0}
+
+    class Cut(Bench):
+        def measure(self, changes: Sequence[Simulated], *, apart: bool = True) -> Float64:
+            noise = super().measure(changes)
+            return noise + apart * (lost["all"] + lost["narrow"] * (noise > 2 * FLOOR))
+
+    one = search(Cut())
+    assert one.widest[0] == pytest.approx(FLOOR)
+    assert one.narrowest[0] == pytest.approx(FLOOR + sum(NOISES.values()))
+    assert wide(one.settle(23.0)) == wide(search(Bench()).settle(23.0))
+    lost["narrow"] = 0.2
+    assert search(Cut()).narrowest[0] == pytest.approx(FLOOR + sum(NOISES.values()) + 0.2)
+    assert wide(search(Cut()).settle(10.0)) == set(NOISES), "8 bits alone are cut off, wherever they are"
+    assert search(Cut(), bits=None).narrowest[0] == pytest.approx(FLOOR + sum(NOISES.values()))

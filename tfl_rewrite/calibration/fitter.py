@@ -36,7 +36,7 @@ from tfl_rewrite.numerics.moments import Moments, joined, parts_for, split
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Error, Levels
 from tfl_rewrite.weights.grids import Constant
-from tfl_rewrite.weights.rounders import Effort, Measure, Simulate
+from tfl_rewrite.weights.rounders import Effort, Measure, Simulate, Simulated
 from tfl_rewrite.work import Progress, one_blas_thread
 
 LARGEST_FACTOR_NBYTES = 256 << 20
@@ -352,10 +352,13 @@ class InputActivations:
         """Returns what a pass left there."""
         return self._memories.setdefault(number, {})
 
-    def noises(self, number: int, model: Model, changes: Sequence[Simulate]) -> Float64:
+    def noises(
+        self, number: int, model: Model, changes: Sequence[Simulated], *, apart: bool = True
+    ) -> Float64:
         """Returns what changes of a model do to its outputs."""
+        ranges = self._ranges.setdefault(number, Ranges(self.judging, self._progress))
         made = self._noises.setdefault(number, Noises(self.judging, self._progress, inside=self._inside))
-        return made.of(model, changes)
+        return made.of(model, ranges, changes, apart=apart)
 
     def fitting(self, number: int) -> Fitter:
         """Returns the fitter of a pass."""

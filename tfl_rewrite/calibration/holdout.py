@@ -92,10 +92,15 @@ def divide(
     Raises:
         UsageError: A file cannot be read, or does not fit the model.
     """
-    in_order = any(tensor.is_variable for _, tensor in model.tensors()) or any(
+    in_order = keeps_state(model)
+    return split(inputs, holdout, folder, in_order=in_order, interface=interface_of(model), halves=halves)
+
+
+def keeps_state(model: Model) -> bool:
+    """Whether a model keeps something from one call to the next."""
+    return any(tensor.is_variable for _, tensor in model.tensors()) or any(
         code.custom is None and code.name == VAR_HANDLE.name for code in model.operator_codes
     )
-    return split(inputs, holdout, folder, in_order=in_order, interface=interface_of(model), halves=halves)
 
 
 def set_aside(model: Model, judging: Judging, folder: Path) -> tuple[Judging, Split]:

@@ -2,12 +2,14 @@
 
 For activations (`Trials`) no file is written: a copy of the model rounds them by QUANTIZE and DEQUANTIZE, and
 weights stay as they are. The samples are dealt into parts; each part is run on grids that the others gave, so
-that all of them judge. What single changes do (`Noises`) is measured on the calls of all inputs.
+that all of them judge. What single changes do (`Noises`) is measured likewise, where samples are enough.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import Observer
+from tfl_rewrite.calibration.holdout import keeps_state
 from tfl_rewrite.calibration.probe import Array, Call, Place, Probe, places_of
 from tfl_rewrite.calibration.ranges import Ranges
 from tfl_rewrite.errors import UnsupportedError
@@ -70,7 +73,8 @@ class Trials(Observer[float]):
         def look(source: Source, probe: Callable[[Simulate | None], Probe]) -> None:
             first = probe(None)
             outputs = outputs_of(first.model)
-            parts = _parts(model, first.calls(self.steps), 4 if source.nbytes < SMALL_NBYTES else 2)
+            calls = _thinned(model, list(enumerate(first.calls(self.steps))))
+            parts = _parts(model, calls, 4 if source.nbytes < SMALL_NBYTES else 2)
             if len(parts) < 2 or not outputs:
                 return
             wanted = [_run(first, outputs, part) for part in parts]
@@ -129,16 +133,26 @@ def outputs_of(model: Model) -> list[Output]:
     return found
 
 
-def _parts(model: Model, calls: Sequence[Call], count: int) -> list[list[tuple[int, Call]]]:
-    """Deals the calls; in order where the model keeps something from one to the next."""
-    in_order = any(tensor.is_variable for _, tensor in model.tensors())
+_Numbered = Sequence[tuple[int, Call]]
+"""Calls with their numbers among all."""
+
+
+def _thinned(model: Model, calls: _Numbered) -> list[tuple[int, Call]]:
+    """Returns some of many calls of each subgraph: the first where they follow each other."""
+    kept: list[tuple[int, Call]] = []
+    for entered in sorted({call.subgraph for _, call in calls}):
+        mine = [item for item in calls if item[1].subgraph == entered]
+        kept += mine[:MOST_CALLS] if keeps_state(model) else mine[:: -(-len(mine) // MOST_CALLS)]
+    return kept
+
+
+def _parts(model: Model, calls: _Numbered, count: int, least: int = 2) -> list[list[tuple[int, Call]]]:
+    """Deals the calls of each subgraph that has so many; in order where they follow each other."""
+    in_order = keeps_state(model)
     parts: list[list[tuple[int, Call]]] = [[] for _ in range(count)]
-    for entered in sorted({call.subgraph for call in calls}):
-        mine = [(number, call) for number, call in enumerate(calls) if call.subgraph == entered]
-        mine = mine[:MOST_CALLS] if in_order else mine[:: -(-len(mine) // MOST_CALLS)]
-        if len(mine) < 2:
-            continue
-        for position, item in enumerate(mine):
+    for entered in sorted({call.subgraph for _, call in calls}):
+        mine = [item for item in calls if item[1].subgraph == entered]
+        for position, item in enumerate(mine if len(mine) >= least else ()):
             parts[position * count // len(mine) if in_order else position % count].append(item)
     return [part for part in parts if part]
 
@@ -190,6 +204,14 @@ MEASURING = "measuring what rounding does to outputs"
 LEAST_CALLS = 2
 """Of which the outputs are compared, and :data:`MOST_CALLS` at most; they lie evenly among all."""
 
+LEAST_DEALT = 5
+"""Calls of a subgraph; fewer are measured on grids that they gave themselves, for what one or two others show
+is far less than all of them do."""
+
+FEW_CHANGES = 4
+"""So many are measured on :data:`MOST_PARTS` parts of the calls; more, or those of a large model, on two."""
+MOST_PARTS = 4
+
 MOST_ELEMENTS = 25e9
 """That all calls of all changes give: about a minute. Beyond that, fewer calls are compared. Measured: 0.1 s
 for a call of 45 million elements, of a model with nearly 500 operators."""
@@ -198,25 +220,32 @@ Float64 = npt.NDArray[np.float64]
 
 
 class Noises(Observer[Float64]):
-    """Compares outputs of changed copies of a model with its own.
+    """Compares outputs of changed copies of a model with its own, calls in sequence as for the judge.
 
     Args:
         judging, progress: See :class:`Observer`.
         inside: Whether what goes into a last SOFTMAX counts as one more output, less its mean.
     """
 
+    in_sequence = True
+
     def __init__(self, judging: Judging, progress: Progress | None = None, *, inside: bool = False) -> None:
         super().__init__(judging, progress)
         self._inside = inside
 
-    def of(self, model: Model, changes: Sequence[Simulate]) -> Float64:
+    def of(
+        self, model: Model, ranges: Ranges, changes: Sequence[Simulated], *, apart: bool = True
+    ) -> Float64:
         """Returns the noise of each output over its signal, sums over samples, as the judge counts it.
 
         The channel of an output that keeps least counts where it misses its own bound by more.
 
         Args:
             model: With float weights.
+            ranges: Of its tensors.
             changes: What makes the copies.
+            apart: Where there are samples enough, each is measured on ranges that it is not among: what fits
+                the samples at hand need not fit others.
 
         Returns:
             Float64 ``[changes, outputs]``; infinite where the copy does not run, or gives no number.
@@ -226,19 +255,32 @@ class Noises(Observer[Float64]):
         """
         found: list[list[float]] = []
 
-        def look(_: Source, probe: Callable[[Simulate | None], Probe]) -> None:
+        def look(source: Source, probe: Callable[[Simulate | None], Probe]) -> None:
             first = probe(None)
+            in_sequence = first.in_sequence and keeps_state(model)
             inside = [item for item in outputs_of(first.model) if item.scores and self._inside]
             given = sum(tensor.elements for _, tensor in first.model.tensors() if not tensor.is_constant)
             most = int(MOST_ELEMENTS / max(1, given * len(changes)))
-            calls = _spread(first.calls(self.steps), min(max(most, LEAST_CALLS), MOST_CALLS))
+            numbered = list(enumerate(first.calls(self.steps)))
+            calls = _some(model, numbered, min(max(most, LEAST_CALLS), MOST_CALLS))
             kept: dict[int, list[Array]] = {}
-            for number in sorted({call.subgraph for call in calls}):
-                kept.update(first.values_of(number, _told(first, number, inside), calls))
+            for number in sorted({call.subgraph for _, call in calls}):
+                kept.update(_values(first, number, _told(first, number, inside), calls))
+            is_quick = len(changes) <= FEW_CHANGES and source.nbytes < SMALL_NBYTES
+            count = (MOST_PARTS if is_quick else 2) if apart else 0
+            dealt = _dealt(model, numbered, calls, count)
+            parts = [
+                (ranges.of(model, without={number for number, _ in part} if held else ()), part)
+                for held, part in dealt
+            ]
             stage = Stage(MEASURING, len(changes), self.progress)
             for change in changes:
-                tallies = _tallied(first, first.again(change), calls, kept, inside)
-                found.append([_noise(tally, self.judging.tolerance) for tally in tallies])
+                tallies = _Tallies(first, inside, calls)
+                for seen, part in parts:
+                    # What a sequence keeps in variables comes from all calls before.
+                    before = [item for item in calls if item[0] <= part[-1][0]] if in_sequence else part
+                    tallies.add(first.again(change(seen)), before, part, kept)
+                found.append([_noise(tally, self.judging.tolerance) for tally in tallies.all])
                 stage.tick(1)
 
         self.reasons.clear()
@@ -251,9 +293,38 @@ class Noises(Observer[Float64]):
         return np.array(found).reshape(len(changes), -1)
 
 
-def _spread(calls: Sequence[Call], most: int) -> list[Call]:
+def _some(model: Model, calls: _Numbered, most: int) -> _Numbered:
+    """Returns so many calls: the first where they follow each other, else evenly among all."""
+    if keeps_state(model):
+        return calls[:most]
     count = min(len(calls), most)
     return [calls[number * len(calls) // count] for number in range(count)]
+
+
+def _dealt(
+    model: Model, every: _Numbered, some: _Numbered, count: int
+) -> list[tuple[bool, list[tuple[int, Call]]]]:
+    """Deals some of the calls; returns of each part whether its calls have grids that others gave.
+
+    Args:
+        every: All calls.
+        some: Those to deal.
+        count: Into so many parts; 0 for one whose calls have grids that all gave.
+    """
+    if not count:
+        return [(False, list(some))]
+    totals = Counter(call.subgraph for _, call in every)
+    many = [item for item in some if totals[item[1].subgraph] >= LEAST_DEALT]
+    few = [item for item in some if totals[item[1].subgraph] < LEAST_DEALT]
+    return [*((True, part) for part in _parts(model, many, count, 1)), *([(False, few)] if few else [])]
+
+
+def _values(
+    probe: Probe, number: int, tensors: Sequence[Tensor], calls: _Numbered
+) -> Iterator[tuple[int, list[Array]]]:
+    """Yields what tensors of a subgraph hold, with the number of the call among all."""
+    for at, arrays in probe.values_of(number, tensors, [call for _, call in calls]):
+        yield calls[at][0], arrays
 
 
 def _told(probe: Probe, number: int, inside: Sequence[Output]) -> list[Tensor]:
@@ -263,32 +334,47 @@ def _told(probe: Probe, number: int, inside: Sequence[Output]) -> list[Tensor]:
     return [*probe.model.subgraphs[number].outputs, *(tensor for tensor in scores if tensor is not None)]
 
 
-def _tallied(
-    first: Probe,
-    changed: Probe,
-    calls: Sequence[Call],
-    kept: dict[int, list[Array]],
-    inside: Sequence[Output],
-) -> Iterator[OutputTally | None]:
-    """Yields the sums of each output, and of scores behind them; None where the copy does not run."""
-    for number in sorted({call.subgraph for call in calls}):
-        outputs, after = (_told(probe, number, inside) for probe in (first, changed))
-        count = len(first.model.subgraphs[number].outputs)
-        tallies = [
-            OutputTally(_facts(tensor), signature=None, position=position)
-            for position, tensor in enumerate(outputs)
-        ]
-        try:
-            for at, arrays in changed.values_of(number, after, calls):
-                for tally, before, now in zip(tallies, kept[at], arrays, strict=True):
-                    if tally.position >= count:
-                        # A softmax goes by differences.
-                        before, now = (each - each.mean(axis=-1, keepdims=True) for each in (before, now))
-                    tally.add(before, now)
-        except ModelFailed:
-            yield from [None] * len(tallies)
-            continue
-        yield from tallies
+class _Tallies:
+    """The sums of each output of the subgraphs that calls enter, and of scores behind them."""
+
+    def __init__(self, first: Probe, inside: Sequence[Output], calls: _Numbered) -> None:
+        self._inside = inside
+        self._found: dict[int, list[OutputTally | None]] = {
+            number: [
+                OutputTally(_facts(tensor), signature=None, position=position)
+                for position, tensor in enumerate(_told(first, number, inside))
+            ]
+            for number in sorted({call.subgraph for _, call in calls})
+        }
+
+    @property
+    def all(self) -> Iterator[OutputTally | None]:
+        """Each, None where a copy did not run."""
+        return itertools.chain.from_iterable(self._found.values())
+
+    def add(self, changed: Probe, calls: _Numbered, wanted: _Numbered, kept: dict[int, list[Array]]) -> None:
+        """Compares what a copy gives with what is kept of the model.
+
+        Args:
+            changed: The copy.
+            calls: What to run.
+            wanted: Those of them that are compared.
+            kept: What the model gives, by number of the call.
+        """
+        compared = {number for number, _ in wanted}
+        for number in sorted({call.subgraph for _, call in calls}):
+            tallies, count = self._found[number], len(changed.model.subgraphs[number].outputs)
+            try:
+                for at, arrays in _values(changed, number, _told(changed, number, self._inside), calls):
+                    for tally, before, now in zip(tallies, kept[at], arrays, strict=True):
+                        if tally is None or at not in compared:
+                            continue
+                        if tally.position >= count:
+                            # A softmax goes by differences.
+                            before, now = (each - each.mean(axis=-1, keepdims=True) for each in (before, now))
+                        tally.add(before, now)
+            except ModelFailed:
+                self._found[number] = [None] * len(tallies)
 
 
 def _facts(tensor: Tensor) -> TensorFacts:

@@ -235,9 +235,10 @@ class Mixture:
 
         return bits
 
-    def plan(self, wide: Collection[Unit]) -> IntegerPlan:
-        """Returns the plan where some groups are wide."""
-        return IntegerPlan(self.model, self.wanted(wide), self._ranges, self._recipe, target=self._target)
+    def plan(self, wide: Collection[Unit], ranges: Mapping[int, Range] | None = None) -> IntegerPlan:
+        """Returns the plan where some groups are wide, for other ranges where there are any."""
+        held = self._ranges if ranges is None else ranges
+        return IntegerPlan(self.model, self.wanted(wide), held, self._recipe, target=self._target)
 
     def share(self, wide: Collection[Unit]) -> float:
         """Returns the share of operators in integers that are wide."""

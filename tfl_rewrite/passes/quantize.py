@@ -521,7 +521,7 @@ class Quantize(Pass):
         search = Search(
             mixture,
             lambda plan: plan.weights(self._rounder(plan, calibration, context)),
-            lambda changes: measures.noises(context.number, model, changes),
+            functools.partial(measures.noises, context.number, model),
             measures.memory(context.number).setdefault(f"wide {wide}", Known()),
         )
         if self.islands is not None and wish is not None:

@@ -291,7 +291,6 @@ Simulate = Callable[[Model], Mapping[tuple[int, int], Operator]]
 """Makes a copy of a model round its activations as integer kernels do; returns the operators of the copy by
 where they were: positions of the subgraph and in it."""
 
-
 Simulated = Callable[[Mapping[int, tuple[float, float]]], Simulate]
 """Tells of ranges, by id of the tensors of a model, how to make a copy round its activations."""
 
@@ -368,13 +367,16 @@ class Measures(Protocol):
             number: Of the pass.
         """
 
-    def noises(self, number: int, model: Model, changes: Sequence[Simulate]) -> Float64:
+    def noises(
+        self, number: int, model: Model, changes: Sequence[Simulated], *, apart: bool = True
+    ) -> Float64:
         """Returns noise over signal of each output of changed copies, ``[changes, outputs]``.
 
         Args:
             number: Of the pass.
             model: As it is now, with float weights.
             changes: What makes the copies.
+            apart: Whether samples are measured on ranges that they are not among, where there are enough.
         """
 
 
