@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.measure import needs_new
+from tfl_rewrite.kernels.table import ROWS
 
-from .graphs import Choices, Grown, grow, widths
+from .graphs import Choices, Grown, Seeded, grow, widths
 from .trial import ran, tried
 
 Item = TypeVar("Item")
@@ -71,3 +72,12 @@ def test_what_becomes_integers_is_right_on_every_resolver(tmp_path: Path) -> Non
     found = ran(range(7000, 7064), tmp_path)
     assert [fault for one in found for fault in one.faults()] == []
     assert sum(bool(one.trial.plan.modes.widths) for one in found) > 50
+
+
+def test_graphs_grow_of_every_operator_with_an_integer_kernel() -> None:
+    """Cells that keep a state have tests of their own."""
+    grown = set()
+    for choices in map(Seeded, range(300)):
+        grown |= {operator.code.name for operator in grow(choices, choices.number(1, 10)).net.graph.operators}
+    wanted = {name for name, row in ROWS.items() if row.integer is not None and row.integer.memory is None}
+    assert len(wanted) > 70 and wanted <= grown
