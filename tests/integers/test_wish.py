@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from tests.nets import Net, nearest
+from tfl_rewrite.integers.border import border_grids
 from tfl_rewrite.integers.mixture import Choice, Computes, Mixture
 from tfl_rewrite.integers.plan import IntegerPlan
+from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.integers.wish import Known, Search, Settled
 from tfl_rewrite.numerics.knapsack import Float64
 from tfl_rewrite.weights.rounders import Simulated
@@ -190,3 +193,24 @@ def test_what_is_cut_off_whatever_the_widths_asks_for_none() -> None:
     assert search(Cut()).narrowest[0] == pytest.approx(FLOOR + sum(NOISES.values()) + 0.2)
     assert wide(search(Cut()).settle(10.0)) == set(NOISES), "8 bits alone are cut off, wherever they are"
     assert search(Cut(), bits=None).narrowest[0] == pytest.approx(FLOOR + sum(NOISES.values()))
+
+
+def test_what_is_rounded_at_the_border_is_measured_with_it() -> None:
+    """16 bits inside do not bring back what 8 bits at the border took; 8 bits inside are those at it."""
+    ends = {"in", "out"}
+    for bits, kind, expected in ((16, "int8", ends), (None, "int8", ends), (16, "float", set())):
+        one = search(bench := Bench(), bits=bits)
+        model = one._mixture.model
+        one._border = functools.partial(border_grids, model, kind, kind, Recipe())
+        for units, rounded in ((one._mixture.units, expected), ((), set(NOISES))):
+            copy = net_of_four().model
+            one._trial(units)(bench.ranges)(copy)
+            scales: dict[str, set[float]] = {}
+            for _, item in copy.tensors():
+                if item.dtype_name == "INT8" and item.shape == (1, 4) and item.quantization is not None:
+                    scales.setdefault(item.name.split("_")[0], set()).update(item.quantization.scale or ())
+            assert set(scales) == rounded
+            assert all(len(found) == 1 for found in scales.values()), "twice on one grid is once"
+    plan, sides = one._mixture.plan(()), (("int16", None), (None, "uint8"))
+    given, gives = (border_grids(model, *side, Recipe(), plan, bench.ranges) for side in sides)
+    assert [len(given), len(gives)] == [1, 0]

@@ -19,6 +19,7 @@ from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.integers.convert import type_change
 from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.modes import Range
+from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.recipe import Recipe
 from tfl_rewrite.kernels.integer import Scales, Target
 from tfl_rewrite.kernels.operands import wrong_operands
@@ -58,12 +59,6 @@ class Form:
         if len(details.scale) != 1 or len(zeros) != 1 or not details.scale[0] > 0:
             return None
         return cls(tensor.dtype_name, float(details.scale[0]), int(zeros[0]))
-
-    @classmethod
-    def over(cls, low: float, high: float, kind: str) -> Form:
-        """Returns the integers that hold a range."""
-        grid = Grid.over(low, high, _bits(kind))
-        return cls(grid.dtype, grid.scale, grid.zero_point).nested(kind)
 
     def nested(self, kind: str) -> Form:
         """Returns integers of another type that hold the same values, or of 8 bits for 16 the same range."""
@@ -162,6 +157,57 @@ def retype(
                 if kind is not None and tensor.dtype_name != TYPES[kind]:
                     side.retype(role, tensor, TYPES[kind], called=id(subgraph) in called)
     return found
+
+
+def border_grids(
+    model: Model,
+    given: str | None,
+    gives: str | None,
+    recipe: Recipe,
+    plan: IntegerPlan,
+    ranges: Mapping[int, Range],
+) -> dict[int, Grid]:
+    """Returns on which grids inputs and outputs are rounded at the border, by id; inside they are finer.
+
+    Args:
+        model: Before it is converted.
+        given: What inputs become; see :func:`retype`.
+        gives: Likewise of outputs.
+        recipe: By how much ranges are widened.
+        plan: Of what is inside.
+        ranges: By id, of float tensors.
+    """
+    graph, found = Graph.of(model), dict[int, Grid]()
+    for subgraph in plan.subgraphs:
+        groups, read = plan.groups_of(subgraph), dict[int, list[Grid]]()
+        for operator in subgraph.operators:
+            for form, grid in groups.forms_of(operator) if plan.modes.width(operator) else ():
+                read.setdefault(id(form.tensor), []).append(grid)
+        for kind, tensors in ((given, subgraph.inputs), (gives, subgraph.outputs)):
+            bits = 0 if kind in (None, "float") else _bits(TYPES[kind])
+            for tensor in tensors if bits else ():
+                maker, seen = graph.maker_of(tensor), ranges.get(id(tensor))
+                width = None if maker is None else plan.modes.width(maker)
+                if tensor.dtype_name != FLOATS.kind or seen is None or (width is not None and width <= bits):
+                    continue
+                # Where something reads an input on such integers, they are what it becomes.
+                inner = [] if maker is not None else read.get(id(tensor), [])
+                own = next((one for one in inner if one.width <= bits), _grid(maker, seen, bits, recipe))
+                found |= {} if own is None else {id(tensor): own}
+    return found
+
+
+def _grid(maker: Operator | None, seen: Range | None, bits: int, recipe: Recipe) -> Grid | None:
+    """Returns the grid of an input or output where no integers inside say it; None where nothing does.
+
+    Args:
+        maker: What computes an output.
+    """
+    kernel = None if maker is None else row_of(maker).integer
+    if kernel is not None and bits in kernel.fixed:
+        return Grid(bits, *kernel.fixed[bits])
+    margin = 1.0 if maker is None else recipe.outputs
+    return None if seen is None else Grid.over(seen[0] * margin, seen[1] * margin, bits)
 
 
 class _Border:
@@ -321,14 +367,9 @@ class _Border:
             return FLOATS
         if bases and _bits(bases[0].kind) <= _bits(kind):
             return bases[0].nested(kind)
-        kernel = None if maker is None else row_of(maker).integer
-        if kernel is not None and _bits(kind) in kernel.fixed:
-            scale, zero = kernel.fixed[_bits(kind)]
-            return Form(f"INT{_bits(kind)}", scale, zero).nested(kind)
-        seen = self._ranges.get(id(tensor))
-        if seen is not None:
-            margin = 1.0 if maker is None else self._recipe.outputs
-            return Form.over(seen[0] * margin, seen[1] * margin, kind)
+        grid = _grid(maker, self._ranges.get(id(tensor)), _bits(kind), self._recipe)
+        if grid is not None:
+            return Form(grid.dtype, grid.scale, grid.zero_point).nested(kind)
         if bases:
             return bases[0].nested(kind)
         side = where.split(" ", 1)[0]

@@ -87,6 +87,28 @@ def _round(subgraph: SubGraph, grids: Mapping[int, Grid], readers: Collection[in
     subgraph.operators[:] = operators
 
 
+def bordered(model: Model, grids: Mapping[int, Grid], then: Simulate) -> Simulate:
+    """Returns what makes a copy round inputs and outputs besides, before and behind all else.
+
+    Args:
+        model: As it is; copies are equal to it.
+        grids: By id of an input or output.
+        then: What else is done to the copy.
+    """
+
+    def simulate(copy: Model) -> Places:
+        places, editor = then(copy), Editor(copy)
+        for one, other in zip(model.subgraphs, copy.subgraphs, strict=True):
+            sides = zip((*one.inputs, *one.outputs), (*other.inputs, *other.outputs), strict=True)
+            mine = {id(theirs): grids[id(tensor)] for tensor, theirs in sides if id(tensor) in grids}
+            if mine:
+                _round(other, mine, set(map(id, other.operators)), editor)
+        editor.finish()
+        return places
+
+    return simulate
+
+
 def weighing(model: Model, weights: Mapping[Site, IntegerWeight], then: Simulate) -> Simulate:
     """Returns what makes a copy of a model compute with the numbers that integer weights stand for.
 

@@ -16,10 +16,11 @@ from typing import Protocol
 import numpy as np
 
 from tfl_rewrite.integers.convert import IntegerWeight, WeightOf
+from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.mixture import Mixture, Unit
 from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.integers.plan import IntegerPlan
-from tfl_rewrite.integers.trials import rounding, weighing
+from tfl_rewrite.integers.trials import bordered, rounding, weighing
 from tfl_rewrite.numerics.knapsack import Float64
 from tfl_rewrite.weights.rounders import Simulate, Simulated
 
@@ -100,6 +101,7 @@ class Search:
         weights_of: Rounds the weights for a plan.
         measure: Runs copies.
         known: What an earlier search found; filled in where it found nothing.
+        border: Of a plan and ranges, on which grids inputs and outputs are rounded besides, by id.
     """
 
     def __init__(
@@ -108,7 +110,9 @@ class Search:
         weights_of: Callable[[IntegerPlan], WeightOf],
         measure: Measure,
         known: Known,
+        border: Callable[[IntegerPlan, Mapping[int, Range]], Mapping[int, Grid]] = lambda *_: {},
     ) -> None:
+        self._border = border
         self._mixture = mixture
         self._measure = measure
         rounded = mixture.plan(() if mixture.wide is None else mixture.units)
@@ -262,7 +266,8 @@ class Search:
         def simulated(ranges: Mapping[int, Range]) -> Simulate:
             plan = self._mixture.plan(wide, ranges)
             weights = {site: weight for site, weight in self._weights.items() if site[0] in plan.modes.widths}
-            return weighing(self._mixture.model, weights, plan.simulate)
+            model, grids = self._mixture.model, self._border(plan, ranges)
+            return weighing(model, weights, bordered(model, grids, plan.simulate))
 
         return simulated
 

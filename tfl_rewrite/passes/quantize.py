@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from tfl_rewrite.editing.base import Change, Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.errors import UnsupportedError, UsageError
-from tfl_rewrite.integers.border import TYPES, computed_kinds, retype
+from tfl_rewrite.integers.border import TYPES, border_grids, computed_kinds, retype
 from tfl_rewrite.integers.mixture import Choice, Computes, Mixture, parse_rules
 from tfl_rewrite.integers.modes import Range, computes_in_floats, could_compute
 from tfl_rewrite.integers.plan import IntegerPlan, Wanted, check_target
@@ -523,6 +523,7 @@ class Quantize(Pass):
             lambda plan: plan.weights(self._rounder(plan, calibration, context)),
             functools.partial(measures.noises, context.number, model),
             measures.memory(context.number).setdefault(f"wide {wide}", Known()),
+            functools.partial(border_grids, model, *self._asked, recipe),
         )
         if self.islands is not None and wish is not None:
             found = search.settle_refused(wish, self.islands, self.margin)
