@@ -191,6 +191,23 @@ def test_a_constant_that_cannot_say_any_number_is_named(tmp_path: Path, build: C
     assert not (tmp_path / "out.tflite").exists()
 
 
+def test_states_without_names_are_told_apart(tmp_path: Path) -> None:
+    """Each waits for what the one before it gives, and all change in the same words."""
+
+    def build(net: Net) -> None:
+        value = net.input("x", (1, 3))
+        for at in range(3):
+            feature, time = net.weights(f"f{at}", (2, (value.shape or ())[-1])), net.weights(f"t{at}", (2, 4))
+            bias, state = net.constant(f"b{at}", np.zeros(2, np.float32)), net.variable("", (1, 8))
+            value = net.add("SVDF", [value, feature, time, bias, state], "", (1, 2), rank=1)
+        net.output(value)
+
+    report = reshape(made(tmp_path, build), tmp_path / "out.tflite", Reshaping(batch=4), judging=QUICK)
+    assert report.verdict is not None and report.verdict.passed
+    states = [item.inputs[4] for item in load(tmp_path / "out.tflite").subgraphs[0].operators]
+    assert [item.shape for item in states if item is not None] == [(4, 8)] * 3
+
+
 def test_constants_that_change_in_the_same_way_again_end_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

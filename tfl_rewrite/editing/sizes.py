@@ -97,6 +97,7 @@ class Walk:
         stale: Ids of tensors whose new shape is not known yet.
         done: Ids of operators whose constants were changed, in this walk or one before.
         depth: How many operators ran the subgraph.
+        told: Ids of operators, each with what was changed of it; names of tensors may be missing, or equal.
     """
 
     editor: Editor
@@ -112,6 +113,7 @@ class Walk:
     done: set[int] = field(default_factory=set)
     graph: Graph = field(default_factory=Graph)
     depth: int = 0
+    told: set[tuple[int, str]] = field(default_factory=set)
 
     def run(self) -> list[Edit]:
         """Changes the constants that follow; none where all shapes are right.
@@ -339,6 +341,7 @@ class Walk:
 
     def edit(self, operator: Operator, what: str) -> Edit:
         """What is told of a change."""
+        self.told.add((id(operator), what))
         named = [tensor for tensor in operator.outputs or operator.inputs[:1] if tensor is not None]
         names = ", ".join(tensor.name or "(unnamed)" for tensor in named)
         return Edit(f"{operator.code.name} {'->' if operator.outputs else 'of'} {names}", what)

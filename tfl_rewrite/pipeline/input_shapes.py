@@ -230,7 +230,7 @@ def _followed(
 ) -> tuple[list[Edit], list[Walk]]:
     """Changes constants until all shapes are right."""
     edits, done = list[Edit](), set[int]()
-    seen = set[tuple[tuple[str, str], ...]]()
+    seen = set[frozenset[tuple[int, str]]]()
     for _ in range(_MOST_ROUNDS):
         found, walks, failed = _round(preparing, editor, targets, before, done, runs=False)
         edits += found
@@ -242,11 +242,12 @@ def _followed(
             raise failed
         if not found:
             return edits, walks
-        said = tuple((edit.where, edit.what) for edit in found)
-        if said in seen:
+        told = frozenset(item for walk in walks for item in walk.told)
+        if told in seen:
             # Such as in a damaged file, whose kernels never read what is written.
-            raise UnsupportedError(f"{said[0][0]} does not follow: {said[0][1]}", remedy="choose other sizes")
-        seen.add(said)
+            what = f"{found[0].where} does not follow: {found[0].what}"
+            raise UnsupportedError(what, remedy="choose other sizes")
+        seen.add(told)
     raise UnsupportedError(f"shapes do not settle in {_MOST_ROUNDS} rounds", remedy="choose other sizes")
 
 
