@@ -363,7 +363,7 @@ def test_standard_output_is_full(place: Place) -> None:
 @pytest.mark.slow
 def test_a_model_is_nothing_for_a_terminal(place: Place) -> None:
     code, said = on_terminal(place, *QUICK, str(place.source), "-")
-    assert code == 2 and b"nothing for a terminal" in said
+    assert code == 2 and b"a model is binary" in said
     place.check(None, 2)
 
 

@@ -111,7 +111,7 @@ def test_stages_before_end_in_the_type_that_the_model_takes(tmp_path: Path) -> N
     assert [part.piece.name for part in wiring.parts] == ["cast", "normalize", "quantize"]
     assert [part.piece.feeds for part in wiring.parts] == [(taken.feed,), ((0, 0),), ((1, 0),)]
     assert taken.through == ("cast", "normalize") and len(wiring.edits) == 3
-    with pytest.raises(UsageError, match=r"^--prepend normalize: normalize gives.*uint8; say cast first"):
+    with pytest.raises(UsageError, match=r"^--prepend normalize: normalize gives.*uint8; give cast first"):
         wiring.before(taken, [stage_of(text, before=True) for text in ("normalize", "cast")])
 
 
