@@ -7,8 +7,8 @@ of the base and of the rest, and of both together with the manifest. The base is
 where the folder of inputs has that, and gated as ``quantize-weights`` gates it; the SNR is the lowest of its
 outputs on ``NAME.eval.npz``. The whole and the base are joined again, and the whole is compared.
 
-``--kills`` ends ``shard`` and ``join`` of the smallest model that often with SIGKILL, at random moments, and
-looks whether anything half-made has a name then.
+``--kills`` ends ``shard`` and ``join`` of the smallest model that has a base, that often, with SIGKILL, at
+random moments, and looks whether anything half-made has a name then.
 """
 
 from __future__ import annotations
@@ -83,6 +83,16 @@ def measured(path: Path, inputs: Path, folder: Path) -> tuple[float, ...] | None
     return shares
 
 
+def has_base(path: Path) -> bool:
+    """Whether ``shard --progressive`` makes something of a model; nothing is run."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tfl_rewrite.shard(path, Path(folder) / "parts", OPTIONS, judging=Judging(mode="off"))
+        except TflRewriteError:
+            return False
+    return True
+
+
 def killed(path: Path, folder: Path, count: int) -> None:
     """Kills ``shard`` and ``join`` at random moments; raises where something half-made has a name."""
     dice, program = random.Random(0), [sys.executable, "-P", "-m", "tfl_rewrite"]
@@ -135,7 +145,7 @@ def main() -> None:
     paths = list(models_of(arguments))
     if arguments.kills:
         with tempfile.TemporaryDirectory() as folder:
-            killed(paths[0], Path(folder), arguments.kills)
+            killed(next(filter(has_base, paths)), Path(folder), arguments.kills)
         return
     print(LINE.format(*HEAD))
     found = []
