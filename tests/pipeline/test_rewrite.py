@@ -681,3 +681,47 @@ def test_a_pass_that_can_lose_less_is_told_by_how_much(fixtures: Path, tmp_path:
         with pytest.raises(RewriteFailed):
             rewrite(source, tmp_path / "none.tflite", [careful], judging=judging)
     assert not (tmp_path / "none.tflite").exists()
+
+
+@dataclass(frozen=True)
+class Blind(Pass):
+    """A pass of these tests that is fitted: makes a dense layer blind to the first half of its inputs."""
+
+    name: ClassVar[str] = "blind"
+    effect: ClassVar[Effect] = Effect.TOLERANCE
+
+    spared: bool = False
+
+    @property
+    def is_fitted(self) -> bool:
+        return True
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        weights = weights_of(model)
+        assert weights.buffer.blob is not None and weights.shape is not None
+        values = np.frombuffer(weights.buffer.blob.view(), "<f4").reshape(weights.shape).copy()
+        values[:, : weights.shape[1] // 2] *= 0.999 if self.spared else 0
+        weights.buffer.blob = OwnedBlob(values.tobytes())
+        return PassResult(self.name, (Done(),), grows=True)
+
+    def stricter(self, short_db: float) -> Pass | None:
+        return None if self.spared else replace(self, spared=True)
+
+
+@pytest.mark.runtime
+def test_what_fails_on_samples_that_it_was_fitted_to_is_refused(dense: Path, folder: Path) -> None:
+    facts = load(dense).subgraphs[0].inputs[0]
+    feeds = np.random.default_rng(0).normal(size=(8, 1, 40)).astype(np.float32)
+    # Those that are held out have nothing in what is lost.
+    feeds[[3, 7], :, :20] = 0
+    given = folder.parent / "samples.npz"
+    np.savez(given, **{facts.name: feeds})
+    judging = Judging(inputs=(given,), rescue=False)
+    with pytest.raises(RewriteFailed, match="on all 8 samples, those that it was fitted to") as refused:
+        rewrite(dense, folder / "out.tflite", [Blind()], judging=judging)
+    verdict = refused.value.report.verdict
+    assert names(folder) == [] and verdict is not None
+    assert verdict.sample_count == 8 and not verdict.unfitted
+    # Told to lose less, it is judged by those that were held out again, and by all.
+    report = rewrite(dense, folder / "out.tflite", [Blind()], judging=replace(judging, rescue=True))
+    assert report.verdict is not None and report.verdict.passed and report.verdict.sample_count == 2

@@ -36,16 +36,25 @@ class Judges:
         passes: Of the rewrite.
         judging: How files are run and compared.
         stack: Closes them.
+        fitted: Inputs of the user that something is fitted to, those that judge among them or not.
     """
 
     def __init__(
-        self, source: Source, passes: Sequence[Pass], judging: Judging, stack: contextlib.ExitStack
+        self,
+        source: Source,
+        passes: Sequence[Pass],
+        judging: Judging,
+        stack: contextlib.ExitStack,
+        fitted: Sequence[PathLike] = (),
     ) -> None:
         self._source = source
         self._passes = passes
         self._judging = judging
         self._stack = stack
+        self._fitted = tuple(fitted)
         self._panels: dict[Effect, FullPanel] = {}
+        self._with_fitted: dict[Effect, Judge] = {}
+        self._refused_by: Judge | None = None
         self._expected: PathLike | None = None
 
     def expected(self, results: Sequence[PassResult]) -> PathLike:
@@ -94,17 +103,62 @@ class Judges:
         note = f"compared with the original {' and '.join(readings)}; as it is: {'; '.join(verdict.reasons)}"
         return replace(found, notes=(note, *found.notes))
 
+    def on_fitted(self, results: Sequence[PassResult], made: Source, verdict: Verdict) -> Verdict:
+        """Has a file judged on all inputs of the user as well, which tell a verdict on few of them better.
+
+        What a file was fitted to never makes it pass. But one that fails there is bad whatever the few say
+        that were held out, and so would anybody find who verifies it with the same inputs.
+
+        Args:
+            results: What made it.
+            made: The file.
+            verdict: On the inputs that were held out.
+
+        Returns:
+            A refusal, or the verdict as it was.
+        """
+        self._refused_by = None
+        if not self._fitted or verdict.status == "fail" or not verdict.measured:
+            return verdict
+        by = self.strictness(results)
+        if by not in self._with_fitted:
+            # Once is enough: where kernels differ, the inputs that were held out tell.
+            given = replace(self._judging, inputs=self._fitted, holdout=(), implied=())
+            beside = self.panel(results).judge_of(verdict)
+            judge = Judge(self.expected(results), self._settings(given, results), beside=beside)
+            self._with_fitted[by] = self._stack.enter_context(judge)
+        judge = self._with_fitted[by]
+        current().say("verifying with what it was fitted to")
+        found = judge.compare(made)
+        if found.status == "fail":
+            # Whether the original itself is as unlike in other kernels is looked for only now.
+            found = judge.compare(made, repeat=True)
+        if found.status != "fail":
+            return verdict
+        self._refused_by = judge
+        told = f"on all {found.sample_count} samples, those that it was fitted to among them"
+        return replace(found, reasons=tuple(f"{told}: {reason}" for reason in found.reasons))
+
+    def judge_of(self, results: Sequence[PassResult], verdict: Verdict) -> Judge:
+        """The judge of the worst verdict on what an attempt made, which was the last to be judged."""
+        return self._refused_by or self.panel(results).judge_of(verdict)
+
     def panel(self, results: Sequence[PassResult]) -> FullPanel:
         """All judges of results as strict as those of an attempt."""
-        by, own = self.strictness(results), self._judging
+        by = self.strictness(results)
         if by not in self._panels:
-            judging = own if by is Effect.TOLERANCE else own.folded if by is Effect.FOLDING else own.exactly
-            retyped = any(result.retyped for result in results)
-            named = chained(result.counterparts for result in results)
-            judging = replace(judging, retyped=retyped, counterparts=named)
-            panel = FullPanel(self.expected(results), judging, progress=current().say)
+            settings = self._settings(self._judging, results)
+            panel = FullPanel(self.expected(results), settings, progress=current().say)
             self._panels[by] = self._stack.enter_context(panel)
         return self._panels[by]
+
+    def _settings(self, own: Judging, results: Sequence[PassResult]) -> Judging:
+        """How results are judged."""
+        by = self.strictness(results)
+        judging = own if by is Effect.TOLERANCE else own.folded if by is Effect.FOLDING else own.exactly
+        retyped = any(result.retyped for result in results)
+        named = chained(result.counterparts for result in results)
+        return replace(judging, retyped=retyped, counterparts=named)
 
     def strictness(self, results: Sequence[PassResult]) -> Effect:
         """By what to judge: of what passes did, the effect that allows most."""

@@ -105,6 +105,7 @@ class _Opened:
         context: What passes may use.
         stack: Closes what the attempts share.
         unfitted: Whether passes might have been fitted to the samples that judge, and were not.
+        fitted: Inputs of the user that passes are fitted to, before any were held out.
         notes: For the report.
     """
 
@@ -114,6 +115,7 @@ class _Opened:
     context: Context
     stack: contextlib.ExitStack
     unfitted: bool
+    fitted: tuple[PathLike, ...]
     notes: tuple[str, ...]
     _judges: Judges | None = None
 
@@ -123,7 +125,7 @@ class _Opened:
         if self._judges is None:
             from tfl_rewrite.pipeline.judges import Judges
 
-            self._judges = Judges(self.source, self.plan.passes, self.settings, self.stack)
+            self._judges = Judges(self.source, self.plan.passes, self.settings, self.stack, self.fitted)
         return self._judges
 
 
@@ -182,8 +184,8 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
     if any(item.elsewhere for item in plan.passes):
         # The others run what is made, and need not run the original.
         settings = settings.here
-    unfitted, notes = False, tuple[str, ...]()
-    context = Context()
+    unfitted, fitted, notes = False, tuple[PathLike, ...](), tuple[str, ...]()
+    context, given = Context(), settings.inputs
     if settings.inputs and any(item.is_fitted for item in plan.passes):
         from tfl_rewrite.calibration.holdout import set_aside
         from tfl_rewrite.interpreter.scratch import Scratch
@@ -200,9 +202,9 @@ def _open(plan: Plan, stack: contextlib.ExitStack) -> _Opened:
     if settings.inputs and any(item.is_fitted for item in plan.passes):
         from tfl_rewrite.calibration.fitter import InputActivations
 
-        activations = InputActivations(settings, current().progress)
+        activations, fitted = InputActivations(settings, current().progress), given
         context = Context(activations=activations)
-    return _Opened(plan, source, settings, context, stack, unfitted, notes)
+    return _Opened(plan, source, settings, context, stack, unfitted, fitted, notes)
 
 
 def _kept_by(passes: Sequence[Pass]) -> Iterator[Claim]:
@@ -340,6 +342,7 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     verdict = with_newer(verdict)
     if opened.unfitted:
         verdict = verdict.of_unfitted()
+    verdict = opened.judges.on_fitted(results, made, verdict)
     calibrated = any(
         item.calibrated and not result.exact for item, result in zip(opened.plan.passes, results, strict=True)
     )
@@ -469,7 +472,7 @@ def _rescue(opened: _Opened, failed: RewriteFailed) -> Report:
     from tfl_rewrite.pipeline.damage import Trials, most_costly, refined, rescues, with_damage
 
     with Scratch() as scratch:
-        judge = opened.judges.panel(report.results).judge_of(verdict)
+        judge = opened.judges.judge_of(report.results, verdict)
         path = scratch.path / "trial.tflite"
         trials = Trials(opened.source, passes, report.results, judge, path, opened.context)
         if not trials.names:
