@@ -74,6 +74,13 @@ def test_a_report_is_not_what_is_verified_with(
         refused(here, *words, *force, says="read as --inputs", capsys=capsys)
 
 
+def test_what_is_written_beside_the_inputs_is_none_of_them(here: Path) -> None:
+    """In the folder that is named as inputs, what no inputs come in may be written, and again."""
+    words = (*REWRITE, "--inputs", ".", "--report", "r.json")
+    assert main([*words]) == 0
+    assert main([*words, "--force"]) == 0
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -140,13 +140,15 @@ def test_a_link_that_leads_nowhere_is_a_name_too(system: str, tmp_path: Path) ->
         (0o640, 0o022, 0o640),
         (0o664, 0o022, 0o644),
         (0o666, 0o077, 0o600),
-        (0o444, 0o022, 0o444),
+        (0o444, 0o022, 0o644),
+        (0o444, 0o002, 0o664),
+        (0o440, 0o022, 0o640),
         (0o755, 0o022, 0o755),
         (0o6755, 0o022, 0o755),
-        (0o400, 0o000, 0o400),
+        (0o400, 0o000, 0o600),
     ],
 )
-def test_access_is_that_of_the_input(
+def test_who_may_read_the_input_may_read_what_is_made_of_it(
     system: str, umask: Callable[[int], int], tmp_path: Path, of_input: int, mask: int, expected: int
 ) -> None:
     (tmp_path / "in").write_bytes(OLD)

@@ -25,8 +25,9 @@ from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.table import VAR_HANDLE
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, SubGraph, Tensor
+from tfl_rewrite.options.option import PICTURES
 from tfl_rewrite.samples.inputs import expand_paths, media_steps, real_inputs, sample_counts
-from tfl_rewrite.samples.media import PICTURES, Media
+from tfl_rewrite.samples.media import Media
 from tfl_rewrite.samples.npz import read_npz, write_npz
 
 LEAST_FITTED = 2

@@ -24,6 +24,7 @@ from tfl_rewrite.work import held_back, leads_to, lock
 PLAIN = 0o666
 """Access to a file that is made of nothing in particular; the system takes the umask off."""
 
+_READERS = 0o444
 _PIECE = 4 << 20
 _READ = 1 << 20
 _NAME_NBYTES = 8
@@ -75,7 +76,10 @@ def _start_writing(descriptor: int) -> None:
 
 
 def access_of(path: str | os.PathLike[str]) -> int:
-    """Returns who may read, write and run a file, for a file that is made of it; never setuid and the like.
+    """Returns who may read, write and run what is made of a file; never setuid and the like.
+
+    Whoever may read the file may read what is made of it, and nobody else. That it must not be written to
+    says nothing of what is made of it: there, the umask says who may write.
 
     Args:
         path: The file. Of what is no file, or not there, access is :data:`PLAIN`.
@@ -84,7 +88,7 @@ def access_of(path: str | os.PathLike[str]) -> int:
         mode = os.stat(path).st_mode  # noqa: PTH116
     except (OSError, ValueError):
         return PLAIN
-    return mode & 0o777 if stat.S_ISREG(mode) else PLAIN
+    return mode & 0o777 | (mode & _READERS) >> 1 if stat.S_ISREG(mode) else PLAIN
 
 
 def check_target(target: str | os.PathLike[str], *, force: bool) -> Path:

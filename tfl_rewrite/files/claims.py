@@ -16,6 +16,7 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.atomic import check_target
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.option import SAMPLES
 
 INPUT, OUTPUT = "IN", "OUT"
 """What the model that is read, and the one that is written, are called."""
@@ -27,7 +28,7 @@ class Claim:
 
     Attributes:
         what: What the user calls it, such as ``OUT`` or ``--report``.
-        path: Its name. All files of a folder are read.
+        path: Its name. Of a folder that is read, the files are that real inputs come in.
         mine: Of what is written: it may exist, because whoever writes it looks whether it is of its own
             making.
     """
@@ -112,10 +113,11 @@ def _refuse(read: Claim, write: Claim, *, force: bool) -> None:
 
 
 def _files(path: str) -> list[str]:
-    """A file; or the files of a folder."""
+    """A file; or the files of a folder that may be inputs: what is written there is none, by its name."""
     try:
         with os.scandir(path) as entries:
-            return [entry.path for entry in entries if entry.is_file()]
+            found = [entry.path for entry in entries if entry.is_file()]
+            return [name for name in found if Path(name).suffix.lower() in SAMPLES]
     except (OSError, ValueError):
         return [path]
 

@@ -151,6 +151,10 @@ SWITCH = Kind(
 )
 TEXTS = Kind(lambda text: tuple(split(text, "+")), _texts, many=True)
 PATH = Kind(str, _path)
+PICTURES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"])
+SOUNDS = frozenset([".wav", ".flac", ".ogg"])
+SAMPLES = PICTURES | SOUNDS | {".npz"}
+"""By what the names of files with real inputs end; all others in a folder of them are no inputs."""
 PATHS = Kind(TEXTS.read, _paths, many=True)
 RANGE = Kind(_parsed("not LO,HI: two numbers with a comma between them", _pair), _range)
 NBYTES = Kind(nbytes_of, nbytes_of)

@@ -13,10 +13,10 @@ import numpy as np
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts, quoted
 from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.option import PICTURES
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.samples.media import (
     NPZ_REMEDY,
-    PICTURES,
     Media,
     Pictures,
     check_pillow,

@@ -20,9 +20,8 @@ import numpy as np
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array, TensorFacts, printable, quoted
 from tfl_rewrite.options.frozen import frozen
+from tfl_rewrite.options.option import PICTURES, SOUNDS
 
-PICTURES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif"])
-SOUNDS = frozenset([".wav", ".flac", ".ogg"])
 NPZ_REMEDY = "give a .npz with an array for each input"
 INSTALL = "install it with: pip install 'tfl-rewrite[media]'"
 MOST_VALUES = 1 << 26
