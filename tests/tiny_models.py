@@ -271,6 +271,21 @@ def summing(path: Path) -> Path:
     return model.write(path)
 
 
+def accumulating(path: Path, *, keeps: float = 1.0) -> Path:
+    """An RNN without activation: the sum of its inputs over all calls, of which each call keeps a share."""
+    model = TinyModel()
+    graph = model.graph()
+    x = graph.input("x", "float32", [1, 4])
+    taken = graph.tensor("w", "float32", [4, 4], data=np.eye(4))
+    kept = graph.tensor("r", "float32", [4, 4], data=keeps * np.eye(4))
+    bias = graph.tensor("b", "float32", [4], data=np.zeros(4))
+    state = graph.tensor("state", "float32", [1, 4], variable=True)
+    y = graph.tensor("y", "float32", [1, 4])
+    graph.op("RNN", [x, taken, kept, bias, state], [y])
+    graph.outputs = [y]
+    return model.write(path)
+
+
 def crashing(path: Path) -> Path:
     """A WHILE whose body is its own subgraph: preparing it recurses until the stack ends."""
     return _loop(path, body=0)

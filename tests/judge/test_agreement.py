@@ -6,10 +6,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tfl_rewrite.cli.render_judge import verdict_lines
-from tfl_rewrite.judge.agreement import agreed
+from tfl_rewrite.judge.agreement import agreed, growth_of
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.verdict import (
     EntryVerdict,
@@ -21,6 +22,7 @@ from tfl_rewrite.judge.verdict import (
 )
 from tfl_rewrite.pipeline.verify import verify
 
+from .. import tiny_models
 from ..interpreter import fake_runtime
 
 EVERY = ("default", "builtin", "reference")
@@ -214,3 +216,49 @@ def test_implied_kernels_that_the_original_does_not_run_with_do_not_judge(
     assert verify(after, broken, implied).status == "fail"
     nowhere = fake_runtime.model(tmp_path / "d", allocating=[{"error": "never"}])
     assert verify(nowhere, after, implied).status == "unverified"
+
+
+# -- What grows from call to call ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("noises", "least", "said"),
+    [
+        ([1e-6, 1e-4, 1e-3, 1e-2], 10, "60 dB in the first calls, 20 dB in the last of 4; growing so, it"),
+        ([0.0, 1e-6, 1e-4, 1e-2], 10, "no error in the first calls, 20 dB in the last of 4"),
+        ([1e-6, 1e-4, 1e-3, 1e-2], None, "60 dB in the first calls, 20 dB in the last of 4"),
+        ([1e-6, 1e-4, 1e-3], 10, ""),
+        ([1e-6, 1e-2] * 3, 10, ""),
+        ([1e-3] * 9, 10, ""),
+        ([2e-3] * 3 + [1e-3] * 3 + [5e-4] * 3, 10, ""),
+        ([0.0] * 9, 10, ""),
+    ],
+)
+def test_an_error_that_grows_from_call_to_call(noises: list[float], least: float | None, said: str) -> None:
+    told = growth_of(output(30, tuple((1.0, noise) for noise in noises)), least)
+    assert told.startswith(f"y: {said}") if said else told == ""
+
+
+def test_where_growth_goes_on_is_told_by_how_it_fell() -> None:
+    """Noise that grows with the square of the calls, in power, loses 20 dB in each ten times as many."""
+    energies = tuple((1.0, 1e-6 * call**2) for call in range(1, 61))
+    assert growth_of(output(30, energies), 20).endswith("growing so, it misses 20 dB after some 100")
+
+
+@pytest.mark.runtime
+def test_a_state_that_leaks_is_judged_over_many_calls(tmp_path: Path) -> None:
+    """A hundredth a call, and a five-hundredth: four calls keep 36 dB of the first."""
+    before = tiny_models.accumulating(tmp_path / "before.tflite")
+    leaks = [tiny_models.accumulating(tmp_path / f"{keeps}.tflite", keeps=keeps) for keeps in (0.99, 0.998)]
+    first, second = (verify(before, after) for after in leaks)
+    assert first.status == "fail" and first.sample_count == 64
+    assert second.passed and second.headline == "PASS (made samples, for 64 calls in a row)"
+    assert "growing so, it misses 20 dB after some 100" in second.not_judged[-1]
+    # Calls of their own have nothing before them; and of what keeps nothing there are as many as ever.
+    apart = verify(before, leaks[0], Judging(independent=True))
+    assert apart.passed and apart.sample_count == 4 and apart.not_judged == ()
+    # Samples of the user's are those that there are.
+    feeds = np.random.default_rng(0).random((8, 1, 4)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=feeds)
+    given = verify(before, leaks[0], Judging(inputs=(tmp_path / "x.npz",)))
+    assert given.headline == "PASS (for 8 calls in a row)"

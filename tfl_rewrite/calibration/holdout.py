@@ -352,7 +352,8 @@ def interface_of(model: Model) -> Interface:
         {"key": item.key, **facts(item.subgraph, named(item.inputs), named(item.outputs))}
         for item in model.signatures
     ]
-    return Interface.from_dict({**made, "keeps_state": True, "subgraphs": len(model.subgraphs)})
+    state = {"keeps_state": True, "carries_state": False}
+    return Interface.from_dict({**made, **state, "subgraphs": len(model.subgraphs)})
 
 
 def _facts(tensor: Tensor, name: str, index: int) -> TensorFacts:

@@ -29,11 +29,10 @@ CARRIERS = frozenset([
     "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "SUB", "TILE", "TRANSPOSE", "UNPACK",
 ])
 # fmt: on
-# Operators that keep something from call to call, or run other subgraphs, whose operators cannot be seen.
-KEEPERS = re.compile(
-    r"VAR_HANDLE|READ_VARIABLE|ASSIGN_VARIABLE|HASHTABLE.*|CALL_ONCE|WHILE|IF|STABLEHLO_.*|SVDF|.*(LSTM|RNN).*"
-)
-
+# Operators that leave something for the next call.
+STATEFUL = re.compile(r"VAR_HANDLE|READ_VARIABLE|ASSIGN_VARIABLE|SVDF|.*(LSTM|RNN).*")
+# Those, tables, and what runs other subgraphs, whose operators cannot be seen.
+KEEPERS = re.compile(rf"{STATEFUL.pattern}|HASHTABLE.*|CALL_ONCE|WHILE|IF|STABLEHLO_.*")
 Operators = list[tuple[str, list[int], list[int]]]
 """Name, inputs and outputs of each operator of the primary subgraph."""
 
@@ -173,6 +172,7 @@ class Interface:
 
     Attributes:
         keeps_state: It may keep something from one call to the next; False where that can be ruled out.
+        carries_state: What a call gives is known to depend on those before it.
         subgraphs: How many there are; -1 where the runtime does not tell.
     """
 
@@ -180,6 +180,7 @@ class Interface:
     signatures: tuple[EntryPoint, ...]
     keeps_state: bool = True
     subgraphs: int = -1
+    carries_state: bool = False
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Interface:
@@ -197,6 +198,7 @@ class Interface:
             signatures=signatures,
             keeps_state=facts["keeps_state"],
             subgraphs=facts["subgraphs"],
+            carries_state=facts["carries_state"],
         )
 
     @property
@@ -284,6 +286,8 @@ def describe(interpreter: Any, operators: Operators) -> dict[str, Any]:
     primary = all(entry["subgraph"] == 0 for entry in signatures)
     # A custom operator, whose name is its author's, may keep anything.
     innocent = [name for name in names if re.fullmatch(r"[A-Z0-9_]+", name) and not KEEPERS.fullmatch(name)]
+    called = {entry["subgraph"] for entry in signatures} - {-1, 0}
+    carried = [name for name in names if STATEFUL.fullmatch(name)]
     try:
         subgraphs = int(interpreter._interpreter.NumSubgraphs())
     except Exception:
@@ -295,7 +299,19 @@ def describe(interpreter: Any, operators: Operators) -> dict[str, Any]:
         "outputs": outputs,
         "signatures": signatures,
         "keeps_state": not (primary and names and len(innocent) == len(names)),
+        "carries_state": bool(carried) or any(_has_variables(interpreter, graph) for graph in called),
     }
+
+
+def _has_variables(interpreter: Any, subgraph: int) -> bool:
+    """Whether a subgraph has tensors that stand for resources; its operators cannot be seen."""
+    try:
+        inside = interpreter._interpreter
+        types = [inside.TensorType(tensor, subgraph) for tensor in range(inside.NumTensors(subgraph))]
+    except Exception:
+        # A runtime that does not tell, or a tensor without a type.
+        return False
+    return any(np.dtype(found) == object for found in types)
 
 
 def operators_of(interpreter: Any) -> Operators:

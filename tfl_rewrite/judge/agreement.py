@@ -1,4 +1,4 @@
-"""What the runs that judge a file say beside its outputs: whether kernels agree, and what a call costs.
+"""What the runs that judge a file say beside its outputs: if kernels agree, if errors grow, what calls cost.
 
 What is right with some kernels and wrong with others is not published.
 
@@ -8,6 +8,7 @@ what it is not, or accumulates wrongly, loses far more than that, and a lenient 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -78,6 +79,44 @@ def _output(verdict: Verdict, position: int) -> OutputComparison | None:
 
 def _kernels(verdict: Verdict) -> str:
     return f"{verdict.judge.kernels} kernels" if verdict.judge is not None else "others"
+
+
+GROWN_DB, LEAST_GROWN = 6.0, 4
+"""By how much the ratio of the last third of the calls is lower than that of the first, falling all the way,
+where an error is said to grow: twice in amplitude. Of fewer calls nothing is said."""
+_MOST_CALLS = 1e6
+
+
+def growth_of(output: OutputComparison, least: float | None) -> str:
+    """Says how the error of an output grows from call to call; nothing, where it does not.
+
+    A state that leaks by a hundredth a call, or is off by a little more each time, keeps any ratio over few
+    calls and none over many. How the ratio goes on is a guess: as it fell, over the logarithm of the calls.
+
+    Args:
+        output: Its calls follow each other.
+        least: The ratio that it must keep, in dB.
+    """
+    count = len(output.energies)
+    if count < LEAST_GROWN or output.silence is not None:
+        return ""
+    cuts = [round(count * third / 3) for third in range(4)]
+    ratios = []
+    for start, end in itertools.pairwise(cuts):
+        signal, noise = (math.fsum(part) for part in zip(*output.energies[start:end], strict=True))
+        ratios.append(10 * math.log10(signal / noise) if signal > 0 and noise > 0 else math.inf)
+    first, middle, last = ratios
+    if not (first > middle > last and first - last >= GROWN_DB):
+        return ""
+    told = "no error" if first == math.inf else f"{first:.0f} dB"
+    text = f"{output.label}: {told} in the first calls, {last:.0f} dB in the last of {count}"
+    if least is None or first == math.inf or last <= least:
+        return text
+    # The middles of the first and the last third are five times as many calls apart.
+    calls = count * 5 / 6 * 5 ** ((last - least) / (first - last))
+    if calls > _MOST_CALLS:
+        return text
+    return f"{text}; growing so, it misses {least:g} dB after some {float(f'{calls:.1g}'):,.0f}"
 
 
 REFERENCE_TIMES = 5.0

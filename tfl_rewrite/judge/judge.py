@@ -15,7 +15,7 @@ from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard, scratch_errors
 from tfl_rewrite.interpreter.worker import Execution, Failure, Worker
-from tfl_rewrite.judge.agreement import FEW_SAMPLES, agreed, cost_of, is_slow
+from tfl_rewrite.judge.agreement import FEW_SAMPLES, agreed, cost_of, growth_of, is_slow
 from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.reference import UNASKED, Original, PathLike, Reference, existing
 from tfl_rewrite.judge.repeats import Repeats, Tallying, between, differences, differing
@@ -327,7 +327,7 @@ class Judge:
         if verdict.cause == "outputs":
             verdict = self._excused(reference, verdict, tolerance, repeat)
         execution.discard()
-        return _whole(reference, verdict, started)
+        return self._whole(reference, verdict, tolerance, started)
 
     def _taken_by(self, after: Path) -> Interface | None:
         """What a rewritten file takes and gives; None where it does not even open, which its run tells."""
@@ -350,7 +350,7 @@ class Judge:
             except BaseException:
                 self.rest()
                 raise
-        return _whole(reference, verdict, started)
+        return self._whole(reference, verdict, tolerance, started)
 
     def judged(
         self, reference: Reference, execution: Execution, tallying: Tallying, tolerance: Tolerance
@@ -402,6 +402,23 @@ class Judge:
             cost=cost_of(reference.execution.cpu, execution.cpu) if self._judging.threads == 1 else None,
         )
 
+    def _whole(self, reference: Reference, verdict: Verdict, tolerance: Tolerance, started: float) -> Verdict:
+        """Adds what is said of the run of the original, and of calls that follow those that were made."""
+        grown: list[str] = []
+        assumed = _assumed(reference) if verdict.sample_count else ()
+        if verdict.passed and reference.interface.carries_state and not self._judging.independent:
+            grown = [told for item in verdict.outputs if (told := growth_of(item, tolerance.min_snr))]
+        if grown:
+            calls = max(len(item.energies) for item in verdict.outputs)
+            assumed = (*assumed, f"for {calls} calls in a row")
+        return replace(
+            verdict,
+            assumed=assumed,
+            unseen=(*reference.unseen, *verdict.unseen, *(f"longer sequences ({told})" for told in grown)),
+            notes=(*reference.notes, *verdict.notes),
+            seconds=time.monotonic() - started,
+        )
+
     def _excused(self, reference: Reference, verdict: Verdict, tolerance: Tolerance, repeat: bool) -> Verdict:
         """A difference proves nothing where the original differs from itself: runs it once more."""
         again = self._repeats.original_again()
@@ -432,17 +449,6 @@ class Judge:
             entries=entries,
             notes=(*verdict.notes, *notes),
         )
-
-
-def _whole(reference: Reference, verdict: Verdict, started: float) -> Verdict:
-    """Adds what is said of the run of the original."""
-    return replace(
-        verdict,
-        assumed=_assumed(reference) if verdict.sample_count else (),
-        unseen=(*reference.unseen, *verdict.unseen),
-        notes=(*reference.notes, *verdict.notes),
-        seconds=time.monotonic() - started,
-    )
 
 
 class Pending:

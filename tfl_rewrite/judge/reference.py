@@ -44,6 +44,10 @@ KEPT_NBYTES = 256 << 20
 more, fewer samples are judged."""
 SINGLE_NBYTES = 512 << 20
 """Instead, where it comes to a single sample of each entry point."""
+STATE_CALLS, STATE_NBYTES = 16, 64 << 20
+"""Of a model that carries something from call to call, each made sample stands for so many calls: what leaks
+by a hundredth a call shows over many of them only. Fewer where the weights that they read come to more bytes;
+not by time, since a verdict must not depend on how busy a machine is."""
 PATIENCE_SECONDS = 5.0
 """How long an original may fail before no gentler inputs and no other resolver are tried."""
 
@@ -341,12 +345,13 @@ class Original:
         steps = [] if real is None else [step for step in real.steps if step.signature not in failed]
         notes = [] if real is None else list(real.notes)
         seed, count = self.judging.seed, self.judging.samples
+        times = self._calls_for_state() if interface.carries_state else 1
         for entry in entries:
             if real is not None and entry.key in real.covered:
                 continue
             if real is not None:
                 notes.append(f"{entry.label} is not covered by the input files: made samples")
-            made = made_steps(entry, count=count, seed=seed, recipe=recipes[entry.key])
+            made = made_steps(entry, count=count * times, seed=seed, recipe=recipes[entry.key])
             if entry.inputs and len(made) < count:
                 notes.append(f"the inputs of {entry.label} are large: {len(made)} samples instead of {count}")
             steps += made
@@ -366,6 +371,13 @@ class Original:
         if self._theirs is not None:
             steps = on_steps(steps, interface, self._theirs)
         return steps, notes
+
+    def _calls_for_state(self) -> int:
+        """How many calls a made sample stands for, of a model that carries something from one to the next."""
+        if self.judging.independent:
+            return 1
+        nbytes = self.judging.samples * self.path.stat().st_size
+        return max(1, min(STATE_CALLS, STATE_NBYTES // max(1, nbytes)))
 
     def _run(self, steps: list[Step], interface: Interface, resolver: str) -> Reference:
         """Runs all calls, or of each entry point the first few whose outputs can be kept."""
