@@ -725,3 +725,27 @@ def test_what_fails_on_samples_that_it_was_fitted_to_is_refused(dense: Path, fol
     # Told to lose less, it is judged by those that were held out again, and by all.
     report = rewrite(dense, folder / "out.tflite", [Blind()], judging=replace(judging, rescue=True))
     assert report.verdict is not None and report.verdict.passed and report.verdict.sample_count == 2
+
+
+@pytest.mark.runtime
+def test_what_is_required_and_cannot_be_told_is_not_mended_until_nothing_is_left(
+    fixtures: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Storing all of it as it was would end in a copy: of a range that nobody said, it proves nothing."""
+    picture = pytest.importorskip("PIL.Image")
+    given = tmp_path / "pictures"
+    given.mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 8), np.uint8)
+        picture.fromarray(pixels).save(given / f"{number}.png")
+    judging = Judging(mode="require", inputs=(given,), tolerance=Tolerance(min_snr=60, min_agreement=0))
+    source, target = fixtures / "digits_cnn.tflite", folder / "out.tflite"
+    with pytest.raises(RewriteFailed, match="pixel range assumed; say it with --input-range") as refused:
+        rewrite(source, target, [QuantizeWeights(min_elements=64)], judging=judging)
+    assert refused.value.exit_code == 3 and names(folder) == []
+    # What was asked for failed, and something finer passed.
+    judged = refused.value.report.verdict
+    assert judged is not None and judged.passed
+    ranged = replace(judging, input_range=(0.0, 1.0))
+    report = rewrite(source, target, [QuantizeWeights(min_elements=64)], judging=ranged)
+    assert report.verdict is None or report.verdict.passed

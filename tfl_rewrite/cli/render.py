@@ -69,7 +69,8 @@ def _headline(report: Report) -> str:
     if report.outcome == "unchanged":
         done = "would be a verbatim copy" if report.dry_run else "is a verbatim copy"
         why = "nothing to do" if report.refused is None else "nothing could stay changed"
-        return f"{why}: {target} {done} of {source} ({size(report.nbytes_before)} bytes)"
+        unrun = "; equal bytes, so it was not run" if report.verdict is None else ""
+        return f"{why}: {target} {done} of {source} ({size(report.nbytes_before)} bytes){unrun}"
     ratio = 100 * report.nbytes_after / report.nbytes_before
     verb = {"rewritten": "->", "failed": "-X->"}[report.outcome]
     tail = " (dry run, not written)" if report.dry_run else ""

@@ -492,6 +492,9 @@ def _rescue(opened: _Opened, failed: RewriteFailed) -> Report:
                 return _attempt(opened, refined(passes, levels), complete)
             except RewriteFailed as error:
                 failed = error
+            if failed.report.unverified is not None:
+                # It is refused for what nobody can tell, and storing more of it finer tells no more.
+                break
     raise failed
 
 
