@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -263,6 +265,16 @@ def test_variable_tensors_carry_over_unless_told_otherwise(tmp_path):
     said = "state carries over from call to call: the 3 calls were run as one sequence"
     assert verify(file, file, Judging(inputs=given)).notes == (said,)
     assert verify(file, file, Judging(inputs=given, independent=True)).notes == ()
+
+
+@pytest.mark.runtime
+def test_a_file_is_run_whatever_it_is_called(plus, tmp_path):
+    """A name need be no text: on Linux it is bytes."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9\xff")
+    odd.mkdir()
+    shutil.copy(plus([1.0]), odd / os.fsdecode(b"\xe9.tflite"))
+    file = odd / os.fsdecode(b"\xe9.tflite")
+    assert verify(file, plus([1.0])).passed and verify(plus([1.0]), file).passed
 
 
 @pytest.mark.runtime

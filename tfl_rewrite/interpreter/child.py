@@ -182,7 +182,12 @@ class Runtime:
 
     def build(self, model: str, resolver: str, threads: int, keeps_tensors: bool = False) -> Any:
         """An interpreter of the file, not yet allocated."""
-        options: dict[str, Any] = {"model_path": model, "num_threads": threads}
+        options: dict[str, Any] = {"num_threads": threads}
+        if self.chooses and not _is_utf8(model):
+            # It takes names that are text only; what a file is called says nothing of it.
+            options["model_content"] = Path(model).read_bytes()
+        else:
+            options["model_path"] = model
         if resolver in KERNELS and self.chooses:
             kernels = getattr(self.resolvers, KERNELS[resolver], None)
             if kernels is None:
@@ -191,6 +196,14 @@ class Runtime:
         if keeps_tensors:
             options["experimental_preserve_all_tensors"] = True
         return self.interpreter(**options)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _version(distribution: str, module: Any) -> str:
