@@ -21,6 +21,7 @@ TYPES = {
     "int64": schema.TensorType.INT64,
     "bool": schema.TensorType.BOOL,
     "string": schema.TensorType.STRING,
+    "resource": schema.TensorType.RESOURCE,
 }
 
 
@@ -91,6 +92,7 @@ class Graph:
             "EMBEDDING_LOOKUP": None,
             "CUSTOM": None,
             "ASSIGN_VARIABLE": "AssignVariable",
+            "CALL_ONCE": "CallOnce",
             "READ_VARIABLE": "ReadVariable",
             "VAR_HANDLE": "VarHandle",
             "RANDOM_UNIFORM": "Random",
@@ -283,6 +285,36 @@ def accumulating(path: Path, *, keeps: float = 1.0) -> Path:
     y = graph.tensor("y", "float32", [1, 4])
     graph.op("RNN", [x, taken, kept, bias, state], [y])
     graph.outputs = [y]
+    return model.write(path)
+
+
+def remembering(path: Path, *, factor: float = 2.0) -> Path:
+    """Signature ``get`` adds what ``set``, which stands behind it, left last: its input times a factor."""
+    model = TinyModel()
+    get, start, put = model.graph(), model.graph(), model.graph()
+
+    def variable(graph: Graph) -> int:
+        handle = graph.tensor("handle", "resource", [])
+        graph.op("VAR_HANDLE", [], [handle], containerName="", sharedName="kept")
+        return handle
+
+    x = get.input("x", "float32", [1, 4])
+    get.op("CALL_ONCE", [], [], initSubgraphIndex=1)
+    kept, y = (get.tensor(name, "float32", [1, 4]) for name in ("kept", "y"))
+    get.op("READ_VARIABLE", [variable(get)], [kept])
+    get.op("ADD", [x, kept], [y])
+    get.outputs = [y]
+    zeros = start.tensor("zeros", "float32", [1, 4], data=np.zeros((1, 4)))
+    start.op("ASSIGN_VARIABLE", [variable(start), zeros], [])
+    given = put.input("x", "float32", [1, 4])
+    by, one = (put.tensor(name, "float32", [1], data=[value]) for name, value in (("by", factor), ("one", 1)))
+    scaled, said = (put.tensor(name, "float32", [1, 4]) for name in ("scaled", "said"))
+    put.op("MUL", [given, by], [scaled])
+    put.op("ASSIGN_VARIABLE", [variable(put), scaled], [])
+    put.op("ADD", [given, one], [said])
+    put.outputs = [said]
+    model.signature("get", get, {"x": x}, {"y": y})
+    model.signature("set", put, {"x": given}, {"said": said})
     return model.write(path)
 
 

@@ -262,3 +262,16 @@ def test_a_state_that_leaks_is_judged_over_many_calls(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=feeds)
     given = verify(before, leaks[0], Judging(inputs=(tmp_path / "x.npz",)))
     assert given.headline == "PASS (for 8 calls in a row)"
+
+
+@pytest.mark.runtime
+def test_what_one_signature_leaves_shows_in_what_another_gives(tmp_path: Path) -> None:
+    """Whichever comes first in the file: after all calls of each they are called in turn."""
+    before = tiny_models.remembering(tmp_path / "before.tflite")
+    after = tiny_models.remembering(tmp_path / "after.tflite", factor=1.0)
+    found = verify(before, after)
+    assert found.status == "fail" and [entry.status for entry in found.entries] == ["fail", "pass"]
+    feeds = np.random.default_rng(0).random((2, 1, 4)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=feeds)
+    assert verify(before, after, Judging(inputs=(tmp_path / "x.npz",))).status == "fail"
+    assert verify(before, before).passed

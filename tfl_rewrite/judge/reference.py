@@ -48,6 +48,9 @@ STATE_CALLS, STATE_NBYTES = 16, 64 << 20
 """Of a model that carries something from call to call, each made sample stands for so many calls: what leaks
 by a hundredth a call shows over many of them only. Fewer where the weights that they read come to more bytes;
 not by time, since a verdict must not depend on how busy a machine is."""
+ROUNDS = 4
+"""How often the entry points of such a model are called in turn, after all calls of each: what one of them
+leaves shows in what another gives, whichever comes first in the file."""
 PATIENCE_SECONDS = 5.0
 """How long an original may fail before no gentler inputs and no other resolver are tried."""
 
@@ -355,6 +358,8 @@ class Original:
             if entry.inputs and len(made) < count:
                 notes.append(f"the inputs of {entry.label} are large: {len(made)} samples instead of {count}")
             steps += made
+        if interface.carries_state and not self.judging.independent:
+            steps += _in_turn(steps)
         notes += [
             f"samples of {entry.label} have other sizes than declared: {texts[0]}"
             for entry in entries
@@ -494,6 +499,16 @@ def _silent(reference: Reference) -> list[str | None]:
             if unreadable is None:
                 found[position].add(reference.execution.output(number, position))
     return [key for key, found in moved.items() if found and not any(one.span for one in found)]
+
+
+def _in_turn(steps: Sequence[Step]) -> list[Step]:
+    """The first calls of several entry points once more, one of each after another; none of a single one."""
+    own: dict[str | None, list[Step]] = {}
+    for step in steps:
+        own.setdefault(step.signature, []).append(step)
+    if len(own) < 2:
+        return []
+    return [each[number % len(each)] for number in range(ROUNDS) for each in own.values()]
 
 
 def _first_samples(steps: Sequence[Step], most: int) -> list[Step]:
