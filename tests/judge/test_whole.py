@@ -227,6 +227,13 @@ def test_a_constant_that_became_something_else_unseen(tmp_path: Path) -> None:
     tiny[3] *= np.float32(1e-20)
     faint = sides(tmp_path / "e.tflite", weights(0), tiny)
     assert verify(faint, sides(tmp_path / "b.tflite", weights(0), row)).status == "pass"
+    # One number that is far from all others makes nothing of them; a rewrite is told so as well.
+    far = weights(1)
+    far[0, 0] = 1e6
+    outlying = sides(tmp_path / "f.tflite", weights(0), far)
+    passes = [QuantizeWeights(granularity="tensor", min_elements=64)]
+    report = rewrite(outlying, tmp_path / "g.tflite", passes)
+    assert report.unverified is not None and "no sample shows it: 'rare/w'" in report.unverified
     # What the outputs show is judged by them, however large it is.
     shown = sides(tmp_path / "d.tflite", weights(0) * np.float32(-1), weights(1))
     assert verify(before, shown).status == "fail"

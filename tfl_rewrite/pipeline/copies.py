@@ -45,7 +45,10 @@ MANY_DECISIONS = 100
 _LOST = 0.5
 """Of the power of a row: no rounding errs by as much where a row has a scale that suits it."""
 _FAINT = 1 / 254
-"""Of the largest number of a constant, an error that one scale of int8 for all of it makes: half a step."""
+"""Rows that are this much fainter than most are next to nothing: half a step of int8, had all one scale.
+
+Most, and not the largest: one number that is far from all others makes nothing of them.
+"""
 
 _NAN = {"FLOAT32": b"\x00\x00\xc0\x7f", "FLOAT16": b"\x00\x7e", "BFLOAT16": b"\xc0\x7f"}
 _TURNED = ("INT8", "UINT8", "INT16", "INT4", "INT2")
@@ -250,9 +253,8 @@ def lost_constants(one: Model, two: Model) -> Iterator[Lost]:
                 item.reshape(len(was), -1) if len(was) > 1 else item.reshape(-1, was.shape[-1]).T
                 for item in (was, now)
             ]
-            largest = float(np.abs(was).max(initial=0.0))
-            faint = rows[0].shape[1] * (_FAINT * largest) ** 2
             error, power = (np.einsum("ij,ij->i", item, item) for item in (rows[1] - rows[0], rows[0]))
+            faint = _FAINT**2 * np.median(power)
             if not (error > np.maximum(_LOST * power, faint)).any():
                 continue
             data = _stored_like(tensor, other, now)

@@ -84,7 +84,9 @@ class Judges:
 
     def compare(self, results: Sequence[PassResult], made: Source) -> Verdict:
         """Has all judges judge a file; where outputs differ, see :attr:`PassResult.otherwise`."""
-        verdict = self.panel(results).compare(made)
+        panel = self.panel(results)
+        verdict = panel.compare(made)
+        verdict = panel.with_unshown(made, verdict)
         told = [(item, result.otherwise) for item, result in zip(self._passes, results, strict=True)]
         readings = [text for _, text in told if text]
         if verdict.cause not in ("outputs", "kernels") or not readings:
