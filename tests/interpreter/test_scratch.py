@@ -124,6 +124,14 @@ def test_whole_process_group_is_killed(tmp_path, temporary):
     wait_until(lambda: not children_in(temporary), seconds=5)
 
 
+def test_the_current_folder_as_the_temporary_one(temporary, monkeypatch):
+    """Python leaves "." as it is, and other processes have other current folders."""
+    monkeypatch.chdir(temporary)
+    monkeypatch.setattr("tempfile.tempdir", ".")
+    with Scratch() as made:
+        assert made.path.is_absolute() and made.path.parent.samefile(temporary)
+
+
 @pytest.mark.runtime
 def test_signal_handler_is_put_back(tmp_path):
     good = tiny_models.add_constant(tmp_path / "a.tflite", [1.0])

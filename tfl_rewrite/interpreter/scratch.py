@@ -99,7 +99,8 @@ class Scratch:
             raise
 
     def _make_it(self, parent: Path | None, prefix: str) -> None:
-        where = Path(tempfile.gettempdir()) if parent is None else parent
+        # Processes that run elsewhere read it; where TMPDIR is ".", Python leaves that as it is.
+        where = Path(tempfile.gettempdir()).absolute() if parent is None else parent
         sweep(where, prefix)
         made = None
         while made is None:
