@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tfl_rewrite.search.sensitivity import LEAST_GAIN, complete
+from tfl_rewrite.search.clock import Clock
+from tfl_rewrite.search.sensitivity import LEAST_GAIN, State, complete, measure
+from tfl_rewrite.search.trials import Rounded
 from tfl_rewrite.search.units import KEPT, Option, Unit
 from tfl_rewrite.weights.encoding import Encoding
 
@@ -58,3 +60,37 @@ def test_what_the_inputs_do_not_use_counts_a_little() -> None:
     assert idle.options[1].noise == pytest.approx(np.array([0.3 * LEAST_GAIN]))
     assert idle.options[2].noise == pytest.approx(np.array([1e-5 * LEAST_GAIN]))
     assert others[0].options[1].noise == pytest.approx(np.array([1e-2]))
+
+
+class Files:
+    """Trials that only note which encodings are measured."""
+
+    def __init__(self) -> None:
+        self.measured: list[str] = []
+
+    def prepare(self, _choices: object) -> None:
+        pass
+
+    def rounded(self, _choice: object) -> Rounded:
+        return Rounded({}, None)  # type: ignore[arg-type]
+
+    def noise(self, choice: dict[int, Encoding]) -> np.ndarray:
+        self.measured += [form.text for form in choice.values()]
+        return np.array([1e-4])
+
+
+def test_more_than_eight_bits_are_told_from_fewer() -> None:
+    texts = ["int12:channel:dequantize", "int8:channel:dequantize", "int4:channel:dequantize", "float16"]
+    made, bias = unit(*(option(text, 1e-5) for text in texts)), unit(option("float16", 1e-8))
+    files = Files()
+    measure(
+        [made, bias],
+        files,  # type: ignore[arg-type]
+        1000,
+        state=State(None, ""),
+        clock=Clock(None),
+        progress=lambda _what, _done, _total: None,
+    )
+    # Of what has no other encoding something has to be known.
+    assert files.measured == ["int4:channel:dequantize", "float16", "int8:channel:dequantize"]
+    assert all(each.noise is not None for each in made.options)

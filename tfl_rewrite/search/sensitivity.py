@@ -107,6 +107,9 @@ LEAST_GAIN = 0.01
 _SHARES = ("sparsity:0.5", "sparsity:0.8")
 """Of zeros, that are measured; the error of the products tells the others."""
 
+_FINE = 8
+"""The noise of more bits is told from that of fewer, which takes fewer files."""
+
 _FIRST = (*_SHARES, "int4:channel:dequantize", "int4:block:dequantize", "int8:channel:dequantize")
 
 
@@ -298,12 +301,15 @@ def _order(units: Sequence[Unit]) -> list[tuple[Unit, Option]]:
     # Kernels that round activations too: of those nothing can be told without running them.
     rest = [(unit, option) for unit in large for option in unit.options[1:] if id(option) not in taken]
     hybrid = [pair for pair in rest if not pair[1].only_weights]
-    others = [
-        (unit, option)
-        for unit, option in rest
-        if option.only_weights and (not isinstance(option.form, Sparsity) or str(option.form) in _SHARES)
-    ]
+    others = [(unit, option) for unit, option in rest if option.only_weights and not _is_told(option.form)]
     return [*first, *hybrid, *others]
+
+
+def _is_told(form: Form) -> bool:
+    """Whether what was measured of others tells the noise of a form well, as it does where that is small."""
+    if isinstance(form, Sparsity):
+        return str(form) not in _SHARES
+    return isinstance(form, Encoding) and form.form.bits > _FINE
 
 
 def complete(units: Sequence[Unit]) -> None:
