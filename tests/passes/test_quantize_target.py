@@ -316,19 +316,21 @@ def test_a_runtime_that_is_named_by_its_path_stays_the_only_one(monkeypatch: pyt
     assert named.on_old_runtime is named
 
 
-def for_micro(folder: Path) -> Report:
+def for_micro(folder: Path, io: str = "float") -> Report:
     values = np.random.default_rng(0).uniform(-1, 1, (8, 1, 2, 2, 4)).astype(np.float32)
     np.savez(folder / "in.npz", **{"in": values})
     save(net(), folder / "net.tflite")
     judging = Judging(inputs=(folder / "in.npz",), tolerance=Tolerance(min_snr=15))
-    passes = [Quantize(effort="fast", target="tflm")]
+    passes = [Quantize(effort="fast", target="tflm", io=io)]
     return rewrite(folder / "net.tflite", folder / "out.tflite", passes, judging=judging)
 
 
 @pytest.mark.runtime
 @pytest.mark.skipif(bool(NO_MICRO), reason=NO_MICRO)
-def test_micro_judges_what_is_made_for_it(tmp_path: Path) -> None:
-    report = for_micro(tmp_path)
+@pytest.mark.parametrize("io", ["float", "int8", "uint8"])
+def test_micro_judges_what_is_made_for_it(tmp_path: Path, io: str) -> None:
+    """The same samples in the types that the file takes."""
+    report = for_micro(tmp_path, io)
     assert report.verdict is not None and report.verdict.passed
     judges = [one.judge.runtime for one in report.verdict.each if one.judge is not None]
     assert judges == ["ai-edge-litert"] * 3 + ["tflite-micro"]

@@ -83,6 +83,7 @@ class Judge:
             the built-in kernels or the default ones, whichever do not judge.
         beside: A judge whose processes and folder this one uses as well, one after the other; it is closed
             later, and both run files with the same runtime and limits.
+        inputs_of: The file that the inputs are for, where ``before`` takes the same values in other types.
 
     Raises:
         UsageError: An option makes no sense, or a path does not exist.
@@ -95,6 +96,7 @@ class Judge:
         *,
         kernels: Sequence[str] = (),
         beside: Judge | None = None,
+        inputs_of: PathLike | None = None,
     ) -> None:
         path = existing(before)
         settings = judging or Judging()
@@ -115,6 +117,7 @@ class Judge:
             self._scratch, self._inputs, self._workers = beside._scratch, beside._inputs, beside._workers
         given = self._scratch.folder(self._inputs)
         self._original = Original(path, self._judging, self._workers, given)
+        self._original.inputs_of = existing(inputs_of) if inputs_of is not None else None
         self._repeats = Repeats(self._original, kernels)
         self._take_turn()
 

@@ -18,7 +18,7 @@ from tfl_rewrite.interpreter.memory import amount
 from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, Worker
 from tfl_rewrite.judge.channels import Movement
 from tfl_rewrite.judge.counterparts import seen, write_own_calls
-from tfl_rewrite.judge.retyped import on_steps, write_converted
+from tfl_rewrite.judge.retyped import as_taken, on_steps, write_converted
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.verdict import JudgeInfo
 from tfl_rewrite.options.frozen import frozen
@@ -146,6 +146,7 @@ class Original:
 
     Attributes:
         most: Of each entry point so many samples are run; None for all.
+        inputs_of: The file that the user's samples are for, where this one takes the same in other types.
     """
 
     def __init__(self, path: Path, judging: Judging, workers: tuple[Worker, Worker], given: Path) -> None:
@@ -154,6 +155,7 @@ class Original:
         self.workers = workers
         self.judge: JudgeInfo | None = None
         self.most: int | None = None
+        self.inputs_of: Path | None = None
         self._given = given
         self._theirs: Interface | None = None
         self._named_as: Interface | None = None
@@ -264,7 +266,7 @@ class Original:
         interface = self._describe(resolver)
         if isinstance(interface, Failure):
             return interface
-        real = real_inputs(interface, self.judging.inputs) if self.judging.inputs else None
+        real = self._real(interface) if self.judging.inputs else None
         made = [entry for entry in interface.entry_points if real is None or entry.key not in real.covered]
         # What is left to try for each entry point that samples are made for, the next one first.
         gentler = {entry.key: [VARIED, *gentler_recipes(entry)] for entry in made}
@@ -317,20 +319,37 @@ class Original:
 
     def _describe(self, resolver: str) -> Interface | Failure:
         """What the model takes and gives, if it opens and allocates with this resolver."""
-        worker = self.workers[0]
-        worker.begin(self.request("open", self.path, resolver))
-        self.judge = judge_info(worker, resolver, self.judging.threads)
-        described = worker.finish()
-        described.discard()
-        if described.failure is not None:
-            return described.failure
-        if described.interface is None:
-            text = "the interpreter process does not describe the model"
-            return Failure(kind="crash", stage="opening", step=None, message=text)
+        described = self._opened(self.path, resolver)
+        self.judge = judge_info(self.workers[0], resolver, self.judging.threads)
+        if isinstance(described, Failure):
+            return described
         if not self.judging.counterparts:
-            return described.interface
-        self._own = described.interface
-        return seen(described.interface, self.judging.counterparts, self._named_as)
+            return described
+        self._own = described
+        return seen(described, self.judging.counterparts, self._named_as)
+
+    def _opened(self, path: Path, resolver: str) -> Interface | Failure:
+        worker = self.workers[0]
+        worker.begin(self.request("open", path, resolver))
+        with worker.finish() as opened:
+            if opened.failure is not None:
+                return opened.failure
+            if opened.interface is None:
+                text = "the interpreter process does not describe the model"
+                return Failure(kind="crash", stage="opening", step=None, message=text)
+            return opened.interface
+
+    def _real(self, interface: Interface) -> RealInputs:
+        """The user's samples, in the types that the model takes.
+
+        Raises:
+            UsageError: They do not fit.
+        """
+        known = interface if self.inputs_of is None else self._opened(self.inputs_of, UNASKED[0])
+        if isinstance(known, Failure):
+            known = interface
+        real = real_inputs(known, self.judging.inputs)
+        return replace(real, steps=tuple(as_taken(real.steps, known, interface)))
 
     def _steps(
         self,

@@ -66,15 +66,20 @@ def between_steps(values: Array, one: TensorFacts, other: TensorFacts) -> int:
 
 def on_steps(steps: Sequence[Step], ours: Interface, theirs: Interface) -> list[Step]:
     """The samples of the original, each on the nearest step of what the other file takes."""
-    return [_on_steps(step, ours.find(step.signature), theirs.find(step.signature)) for step in steps]
+    return as_taken(as_taken(steps, ours, theirs), theirs, ours)
 
 
-def _on_steps(step: Step, ours: EntryPoint | None, theirs: EntryPoint | None) -> Step:
+def as_taken(steps: Sequence[Step], ours: Interface, theirs: Interface) -> list[Step]:
+    """The samples of one file in the types of another; as they are where that takes no such inputs."""
+    return [_as_taken(step, ours.find(step.signature), theirs.find(step.signature)) for step in steps]
+
+
+def _as_taken(step: Step, ours: EntryPoint | None, theirs: EntryPoint | None) -> Step:
     if ours is None or theirs is None or len(ours.inputs) != len(theirs.inputs):
         return step
     values = [
-        (name, converted(converted(value, one, other), other, one))
-        for (name, value), one, other in zip(step.values, ours.inputs, theirs.inputs, strict=True)
+        (other.name, converted(value, one, other))
+        for (_, value), one, other in zip(step.values, ours.inputs, theirs.inputs, strict=True)
     ]
     return replace(step, values=tuple(values))
 

@@ -287,13 +287,13 @@ def _judged(before: PathLike, made: Source, platform: Platform, judging: Judging
     model = made.model()
     kept = [item for item in model.signatures if item.subgraph is model.subgraphs[0]]
     if len(kept) == len(model.signatures):
-        return _on_micro(made, judging, runtime)
+        return _on_micro(before, made, judging, runtime)
     lost = ", ".join(repr(item.key) for item in model.signatures if item not in kept)
     model.signatures = kept
     with Scratch() as scratch:
         path = scratch.path / "main.tflite"
         save(model, path)
-        verdict = _on_micro(path, judging, runtime)
+        verdict = _on_micro(before, path, judging, runtime)
     told = f"signatures {lost}: TFLite Micro runs the main subgraph alone"
     if verdict.status == "fail":
         # Some of its kernels end the process in subgraphs that the main one does not run.
@@ -302,11 +302,11 @@ def _judged(before: PathLike, made: Source, platform: Platform, judging: Judging
     return replace(verdict, unseen=(*verdict.unseen, told))
 
 
-def _on_micro(made: PathLike, judging: Judging, runtime: str) -> Verdict:
-    verdict = judged_elsewhere(made, replace(judging, resolver=_REFERENCE), runtime, micro=True)
+def _on_micro(before: PathLike, made: PathLike, judging: Judging, runtime: str) -> Verdict:
+    verdict = judged_elsewhere(before, made, replace(judging, resolver=_REFERENCE), runtime, micro=True)
     if verdict.status == "unverified" and not judging.resolver:
         # The reference kernels lack some operators.
-        return judged_elsewhere(made, judging, runtime, micro=True)
+        return judged_elsewhere(before, made, judging, runtime, micro=True)
     return verdict
 
 
@@ -317,17 +317,17 @@ def _on_release(before: PathLike, made: Source, judging: Judging, runtime: str) 
     there; and with the same weights as floats. Integer kernels of two releases are known to differ by more
     than a rewrite may.
     """
-    first = judged_elsewhere(made, judging, runtime)
+    first = judged_elsewhere(before, made, judging, runtime)
     if first.status != "fail" or first.cause != "outputs":
         return first
     with Judge(before, replace(judging, runtime=(runtime,))) as judge:
         second = judge.compare(made)
     told = "compared with the original there"
     if not second.passed and not judging.resolver:
-        second = judged_elsewhere(made, replace(judging, resolver=("builtin",)), runtime)
+        second = judged_elsewhere(before, made, replace(judging, resolver=("builtin",)), runtime)
         told = "compared without XNNPACK here and there"
     if not second.passed:
-        second, told = _beside_floats(made, judging, runtime) or (second, told)
+        second, told = _beside_floats(before, made, judging, runtime) or (second, told)
     if not second.passed:
         return first
     why = "; ".join(first.reasons)
@@ -339,7 +339,9 @@ _SIGN_DB = 20 * math.log10(2)
 """What kernels lose that round activations of one sign on a grid for both, as those of 2.14 do."""
 
 
-def _beside_floats(made: Source, judging: Judging, runtime: str) -> tuple[Verdict, str] | None:
+def _beside_floats(
+    before: PathLike, made: Source, judging: Judging, runtime: str
+) -> tuple[Verdict, str] | None:
     """Compares how much hybrid kernels lose there, by rounding activations, with how much they lose here.
 
     Both are measured against the same weights as floats, which must compute the same here and there.
@@ -354,11 +356,12 @@ def _beside_floats(made: Source, judging: Judging, runtime: str) -> tuple[Verdic
     with Scratch() as scratch:
         floats = scratch.path / "floats.tflite"
         save(model, floats)
-        if not judged_elsewhere(floats, judging, runtime).passed:
+        if not judged_elsewhere(before, floats, judging, runtime).passed:
             return None
         lost = []
         for where in (judging.runtime[0], runtime):
-            with Judge(floats, replace(judging, tolerance=_ANY, runtime=(where,))) as judge:
+            limits = replace(judging, tolerance=_ANY, runtime=(where,))
+            with Judge(floats, limits, inputs_of=before) as judge:
                 lost.append(judge.compare(made))
     here, there = lost
     pairs = [
@@ -390,10 +393,13 @@ ALIKE_DB = 30.0
 """So much an output must keep that is further off in a few elements; that ResNet keeps 39.9 dB."""
 
 
-def judged_elsewhere(path: PathLike, judging: Judging, runtime: str, *, micro: bool = False) -> Verdict:
+def judged_elsewhere(
+    before: PathLike, path: PathLike, judging: Judging, runtime: str, *, micro: bool = False
+) -> Verdict:
     """Runs a file here and in another runtime on the same inputs, and compares what it gives.
 
     Args:
+        before: What it was made of, and the inputs are for; it is not run.
         path: The file.
         judging: How it is run here, and what is tolerated.
         runtime: The other one, as in :attr:`Judging.runtime`.
@@ -403,7 +409,7 @@ def judged_elsewhere(path: PathLike, judging: Judging, runtime: str, *, micro: b
     Raises:
         UsageError: A runtime is not installed, or an input does not fit.
     """
-    with Judge(path, judging) as judge:
+    with Judge(path, judging, inputs_of=before) as judge:
         found = judge.reference()
         reference = judge.settled
         if found.failure is not None or reference is None:
