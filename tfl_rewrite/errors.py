@@ -205,3 +205,11 @@ def number_text(value: float) -> str:
     if isinstance(value, int) and abs(value) >= 10**_MOST_DIGITS:
         return f"a number of more than {_MOST_DIGITS} digits"
     return str(value)
+
+
+def shell_path(path: str) -> str:
+    """Returns a path as a word of a command that a user may copy, where none is taken for an option."""
+    # Only messages need it.
+    import shlex
+
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)

@@ -195,7 +195,7 @@ def test_verbose_lists_what_stays(capsys: pytest.CaptureFixture[str], fixtures: 
     _, brief, _ = call(capsys, "quantize-weights", source, out, "--verify", "off")
     _, full, _ = call(capsys, "quantize-weights", source, out, "--verify", "off", "-v", "--force")
     assert "10 stay (6 x bias, 4 x small)" in brief and "a bias;" not in brief
-    assert "10 float constants stay:" in full and full.count("a bias;") == 6
+    assert "10 constants stay:" in full and full.count("a bias;") == 6
 
 
 @pytest.mark.runtime

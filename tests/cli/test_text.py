@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tfl_rewrite.cli.text import print_lines
+from tfl_rewrite.cli.text import print_lines, shell
 
 LINES = ["verified: PASS: all of it", "  " + "a" * 100 + "  12"]
 
@@ -29,3 +29,12 @@ def test_colour_is_for_terminals_that_want_it(
     assert ("\x1b[" in said) == coloured
     # A row that is wider than the terminal stays one line.
     assert said.count("\n") == len(LINES) and LINES[1] in said
+
+
+def test_a_path_is_no_option_in_a_command_to_copy() -> None:
+    assert [shell(path) for path in ("a.tflite", "-a.tflite", "my model", "--")] == [
+        "a.tflite",
+        "./-a.tflite",
+        "'my model'",
+        "./--",
+    ]

@@ -81,7 +81,10 @@ def test_a_plain_name_serves_all_signatures(tmp_path):
     ("arrays", "text"),
     [
         ({"z": rows(2, 4)}, r"lacks 'x' float32\[1, 4\]; the file holds 'z' float32\[2, 4\]"),
-        ({"x": rows(2, 4).astype(np.float64)}, r"'x' is float64\[2, 4\], input 'x' takes float32\[N, 1, 4\]"),
+        (
+            {"x": rows(2, 4).astype(np.float64)},
+            r"'x' is float64\[2, 4\], input 'x' takes samples of float32\[1, 4\]",
+        ),
         ({"x": rows(2, 4, 1, 1, 1)}, r"'x' is float32\[2, 4, 1, 1, 1\]"),
         ({"x": np.array(["a"])}, "is string"),
         ({"x": rows(0, 4)}, "holds no samples"),
@@ -93,6 +96,16 @@ def test_what_does_not_fit_is_told_with_names_and_shapes(tmp_path, model, arrays
     with pytest.raises(UsageError, match=text) as caught:
         verify(model, model, Judging(inputs=[file]))
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("axes", [(3, 10, 1), (1, 3, 10, 1), (3, 1, 10, 1)])
+def test_a_size_that_is_fixed_beside_a_free_one_is_no_other(tmp_path, axes):
+    free = replace(facts((1, 49, 1)), shape_signature=(-1, 49, 1))
+    with pytest.raises(UsageError, match=r"takes samples of float32\[-1, 49, 1\]; sizes that") as caught:
+        split_samples(tmp_path / "in.npz", "x", free, rows(*axes))
+    assert "tfl-rewrite reshape" in caught.value.remedy
+    fitting = rows(*(49 if size == 10 else size for size in axes))
+    assert len(split_samples(tmp_path / "in.npz", "x", free, fitting)) == axes[0]
 
 
 def test_real_numbers_for_a_quantized_input_are_told_how_to_become_integers(tmp_path):

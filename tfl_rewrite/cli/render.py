@@ -12,7 +12,18 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfl_rewrite.cli.render_judge import blame_lines, cost_lines, verdict_line, verdict_lines, verdict_rest
-from tfl_rewrite.cli.text import counted, decibels, escaped, name_limit, safe, short_names, shown, size, table
+from tfl_rewrite.cli.text import (
+    counted,
+    decibels,
+    escaped,
+    name_limit,
+    safe,
+    shell,
+    short_names,
+    shown,
+    size,
+    table,
+)
 from tfl_rewrite.editing.base import Edit, PassResult, Skip
 from tfl_rewrite.pipeline.report import Finer, Report
 
@@ -106,7 +117,7 @@ def _done(result: PassResult, report: Report) -> str:
         parts.append(f"{sum(stay.values())} stay{'s' if sum(stay.values()) == 1 else ''} ({told})")
     if report.outcome == "unchanged" and result.idle:
         # With the file's name in the commands that the pass recommends.
-        parts.append(safe(result.idle.replace(" IN OUT", f" {shlex.quote(report.source)} OUT"), limit=1000))
+        parts.append(safe(result.idle.replace(" IN OUT", f" {shell(report.source)} OUT"), limit=1000))
     return f"{result.name}: {'; '.join(parts)}" if parts else ""
 
 
@@ -149,7 +160,8 @@ def _stored(weights: Sequence[WeightChange], result: PassResult) -> list[str]:
     kinds = " or ".join(sorted({change.stored for change in weights}))
     renewed = sum(change.renewed for change in weights)
     fresh = len(weights) - renewed
-    done = [f"{fresh} of {fresh + len(result.skips)} float constants are {kinds} now"] if fresh else []
+    floats = fresh + sum(skip.rule != "quantized" for skip in result.skips)
+    done = [f"{fresh} of {floats} float constants are {kinds} now"] if fresh else []
     if renewed:
         done.append(f"{counted(renewed, 'integer constant')} stored anew as {kinds}")
     forms = Counter(change.scheme if kinds == "int8" else _form(change) for change in weights)
@@ -295,11 +307,6 @@ def next_lines(report: Report, *, verbose: int) -> list[str]:
         return [f"next: {'; '.join(filter(None, ('try it where it is to run', diff)))}"]
     told = judge if made and lossy else diff
     return [f"next: {told}"] if told else []
-
-
-def shell(path: str) -> str:
-    """Returns a path as a shell takes it."""
-    return shlex.quote(safe(path))
 
 
 def _quoted(name: str) -> str:
@@ -468,4 +475,4 @@ def _skips(skips: Sequence[Skip]) -> list[str]:
         lambda item: (size(item.data.get("nbytes", 0)), safe(item.reason, limit=200)),
         right=(1,),
     )
-    return [f"{len(skips)} float constants stay:", *rows] if rows else []
+    return [f"{len(skips)} constants stay:", *rows] if rows else []

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError
+from tfl_rewrite.errors import FileAccessError, TflRewriteError, UsageError, shell_path
 
 STREAM = "-"
 READ = ("source", "model", "models", "before", "after")
@@ -141,6 +141,11 @@ def safe(text: str, *, limit: int = 120) -> str:
     """Escapes control characters, terminal escapes, bidirectional marks and broken bytes; cuts the middle."""
     # A stream by its own name, before the path of its copy is cut.
     return _cut("".join(escaped(char) for char in shown(text)), limit)
+
+
+def shell(path: str) -> str:
+    """Returns a path as a shell takes it."""
+    return shell_path(safe(path))
 
 
 def _cut(text: str, limit: int) -> str:

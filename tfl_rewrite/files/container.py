@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import shlex
 import stat
 import struct
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
-from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError
+from tfl_rewrite.errors import FileAccessError, FormatError, UnsupportedError, UsageError, shell_path
 from tfl_rewrite.options.frozen import frozen
 
 _PIECE = 4 << 20
@@ -75,7 +74,7 @@ class Container:
                 from tfl_rewrite.files.foreign import recognize_folder
 
                 found = recognize_folder(name)
-                remedy = found.remedy.replace("FILE", shlex.quote(name))
+                remedy = found.remedy.replace("FILE", shell_path(name))
                 raise FileAccessError(f"is {found.what}", file=name, remedy=remedy)
             if not stat.S_ISREG(mode):
                 raise FileAccessError("is not a regular file", file=name)

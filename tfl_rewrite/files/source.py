@@ -12,11 +12,10 @@ from __future__ import annotations
 import copy
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UnsupportedError
+from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UnsupportedError, shell_path
 from tfl_rewrite.files.atomic import PLAIN, access_of, atomic_write
 from tfl_rewrite.files.container import Container, ZipTail, explain_orphans, find_zip, unexplained
 from tfl_rewrite.files.layout import Layout, bytes_text, differs, planned
@@ -226,7 +225,7 @@ def ensure_model(container: Container) -> None:
     from tfl_rewrite.files.foreign import recognize
 
     found = recognize(container.data, container.path, identifier)
-    remedy = found.remedy.replace("FILE", shlex.quote(container.path))
+    remedy = found.remedy.replace("FILE", shell_path(container.path))
     raise FormatError(f"is {found.what}", file=container.path, offset=found.offset, remedy=remedy)
 
 

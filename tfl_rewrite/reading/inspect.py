@@ -430,8 +430,8 @@ def _compared(one: Blob, two: Blob, kind: np.dtype[np.generic]) -> tuple[int, fl
         differ = (bits[0] != bits[1]).any(axis=1)
         count += int(differ.sum())
         wide = np.complex128 if kind.kind == "c" else np.float64
-        values = [np.frombuffer(piece, kind)[differ].astype(wide) for piece in (left, right)]
         with np.errstate(invalid="ignore", over="ignore"):
+            values = [np.frombuffer(piece, kind)[differ].astype(wide) for piece in (left, right)]
             distance = np.abs(values[0] - values[1])
         largest = max(largest, float(distance[np.isfinite(distance)].max(initial=0.0)))
     return count, largest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,21 +232,28 @@ def split_samples(path: Path, name: str, facts: TensorFacts, array: Array) -> li
     """The samples in one array.
 
     Accepted are ``[N, *shape]``, ``[N, *shape without its leading 1]`` (a leading free size counts as 1), and
-    one sample of exactly the declared shape. Sizes may differ from the declared ones, the rank may not.
+    one sample of exactly the declared shape. Sizes may differ from the declared ones, but not the rank, nor a
+    size that is fixed beside a free one: there the model says which it takes.
 
     Raises:
-        UsageError: The dtype or the number of axes is not that of the input.
+        UsageError: The dtype or the number of axes is not that of the input, or a size that is fixed.
     """
     rank = len(facts.shape)
     if _dtype_name(array) != facts.dtype or array.ndim not in (rank, rank + 1):
-        shape = ", ".join(["N", *map(str, facts.shape_signature)])
-        wanted = f"input {quoted(facts.name)} takes {facts.dtype}[{shape}]"
         raise UsageError(
-            f"array {quoted(name)} is {_held(array)}, {wanted}",
+            f"array {quoted(name)} is {_held(array)}, {_wanted(facts)}",
             file=path,
-            remedy=f"convert it with {_conversion(facts)} or reshape it: axis 0 counts the samples",
+            remedy=f"convert it with {_conversion(facts)} or reshape it: "
+            "a first axis more counts the samples",
         )
     several = array.ndim == rank + 1 or (rank and (facts.shape[0] == 1 or facts.shape_signature[0] == -1))
+    sizes = list(zip(array.shape[array.ndim - rank :], facts.shape_signature, strict=True))
+    if any(declared == -1 for _, declared in sizes) and not _fit(sizes[array.ndim == rank and several :]):
+        raise UsageError(
+            f"array {quoted(name)} is {_held(array)}, {_wanted(facts)}; sizes that are not -1 are fixed",
+            file=path,
+            remedy="give samples of these sizes, or change the model first, with 'tfl-rewrite reshape'",
+        )
     if several and array.shape[0] > MOST_SAMPLES:
         raise UsageError(
             f"array {quoted(name)} holds {array.shape[0]:,} samples, more than {MOST_SAMPLES:,}",
@@ -255,18 +262,24 @@ def split_samples(path: Path, name: str, facts: TensorFacts, array: Array) -> li
         )
     if array.ndim == rank + 1:
         return list(_rows(array))
-    fits = all(
-        declared in (-1, size) for size, declared in zip(array.shape, facts.shape_signature, strict=True)
-    )
     if several:
         return [row[np.newaxis] for row in _rows(array)]
-    if fits:
+    if _fit(sizes):
         return [array]
     raise UsageError(
         f"array {quoted(name)} is {_held(array)}, input {quoted(facts.name)} takes {facts.declared}",
         file=path,
         remedy="add a first axis that counts the samples",
     )
+
+
+def _fit(sizes: Iterable[tuple[int, int]]) -> bool:
+    """Whether sizes are those that are declared beside them, -1 for any."""
+    return all(declared in (-1, size) for size, declared in sizes)
+
+
+def _wanted(facts: TensorFacts) -> str:
+    return f"input {quoted(facts.name)} takes samples of {facts.declared}"
 
 
 def _rows(array: Array) -> list[Array]:
@@ -279,10 +292,7 @@ def _unusual_shapes(inputs: Sequence[TensorFacts], values: Sequence[Array]) -> s
     texts = [
         f"{quoted(facts.name)} {list(value.shape)} instead of {list(facts.shape)}"
         for facts, value in zip(inputs, values, strict=True)
-        if any(
-            declared not in (-1, size)
-            for size, declared in zip(value.shape, facts.shape_signature, strict=True)
-        )
+        if not _fit(zip(value.shape, facts.shape_signature, strict=True))
     ]
     return ", ".join(texts) or None
 

@@ -6,7 +6,6 @@ reads the parameters correctly would see.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.editing.base import Edit, Skip
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.errors import UnsupportedError
+from tfl_rewrite.errors import UnsupportedError, shell_path
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
 from tfl_rewrite.kernels.operands import constant_values, is_blockwise, scales_of, zero_points_of
 from tfl_rewrite.kernels.operators import ProductKind
@@ -293,5 +292,5 @@ def refuse_undefined(model: Model, file: str) -> None:
             "so no rewrite can be judged",
             file=file,
             where=where,
-            remedy=f"repair it first: tfl-rewrite repair {shlex.quote(file)} OUT",
+            remedy=f"repair it first: tfl-rewrite repair {shell_path(file)} OUT",
         )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.text import counted, name_limit, print_lines, safe, short_names, show, size, table
+from tfl_rewrite.cli.text import counted, name_limit, print_lines, safe, shell, short_names, show, size, table
 from tfl_rewrite.errors import FormatError, TflRewriteError, VerificationError
 from tfl_rewrite.work import working
 
@@ -260,7 +259,7 @@ def diagnosis_lines(found: Diagnosis, *, verbose: int) -> list[str]:
     lines += [f"note: {safe(note, limit=400)}" for note in found.notes]
     fixed = [name for name in found.repairable if name in UNASKED]
     if fixed:
-        lines.append(f"repair {', '.join(fixed)}: tfl-rewrite repair {_quoted(found.file)} OUT")
+        lines.append(f"repair {', '.join(fixed)}: tfl-rewrite repair {shell(found.file)} OUT")
     if groups and not verbose:
         lines.append("next: -v says why each matters, where the fact is from, and what corrects it")
     return lines
@@ -280,9 +279,5 @@ def _group_lines(name: str, findings: Sequence[Finding], file: str) -> list[str]
     lines += [f"  {safe(item.where, limit=100)}: {safe(item.detail, limit=240)}" for item in findings]
     lines += [f"  why: {row.fact}", f"  source: {row.source}"]
     for remedy in dict.fromkeys(item.remedy for item in findings):
-        lines.append(f"  remedy: {remedy.replace(' IN OUT', f' {_quoted(file)} OUT')}")
+        lines.append(f"  remedy: {remedy.replace(' IN OUT', f' {shell(file)} OUT')}")
     return lines
-
-
-def _quoted(path: str) -> str:
-    return shlex.quote(safe(path))

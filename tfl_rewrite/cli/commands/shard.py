@@ -11,8 +11,8 @@ from tfl_rewrite.cli.commands.rows import COMPARING
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.render import noted, report_lines, shell, verified_lines
-from tfl_rewrite.cli.text import safe, show, size, table, warn
+from tfl_rewrite.cli.render import noted, report_lines, verified_lines
+from tfl_rewrite.cli.text import safe, shell, show, size, table, warn
 from tfl_rewrite.errors import TflRewriteError, UsageError, VerificationError
 from tfl_rewrite.files.source import load
 from tfl_rewrite.judge.settings import Judging
