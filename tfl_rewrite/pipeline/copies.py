@@ -230,7 +230,7 @@ class Lost:
 
 
 def lost_constants(one: Model, two: Model) -> Iterator[Lost]:
-    """Yields constants, of two axes or more, of which a row errs by more than half of its power.
+    """Yields constants of which a row errs by more than half of its power; a vector is one row, and last.
 
     What is next to nothing beside other rows does not count. Those of bodies are left out: see
     :func:`changed_bodies`.
@@ -241,18 +241,15 @@ def lost_constants(one: Model, two: Model) -> Iterator[Lost]:
             continue
         labels = tensor_labels(left, right)
         others = {labels[1][id(tensor)]: tensor for tensor in right.tensors if tensor.is_constant}
-        for position, tensor in enumerate(left.tensors):
+        numbered = sorted(enumerate(left.tensors), key=lambda item: len(item[1].shape or ()) < 2)
+        for position, tensor in numbered:
             other = others.get(labels[0][id(tensor)]) if tensor.is_constant else None
             if other is None or _same(tensor, other) or tensor.shape != other.shape:
                 continue
             was, now = _reals(tensor), _reals(other)
-            if was is None or now is None or not was.size or was.ndim < 2:
+            if was is None or now is None or not was.size:
                 continue
-            # Filters of a depthwise layer are rows of the last axis.
-            rows = [
-                item.reshape(len(was), -1) if len(was) > 1 else item.reshape(-1, was.shape[-1]).T
-                for item in (was, now)
-            ]
+            rows = [_rows(item) for item in (was, now)]
             error, power = (np.einsum("ij,ij->i", item, item) for item in (rows[1] - rows[0], rows[0]))
             faint = _FAINT**2 * np.median(power)
             if not (error > np.maximum(_LOST * power, faint)).any():
@@ -261,6 +258,13 @@ def lost_constants(one: Model, two: Model) -> Iterator[Lost]:
             if data is not None:
                 name = tensor.name or f"tensor {position}"
                 yield Lost(one.subgraphs.index(left), position, name, data)
+
+
+def _rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if values.ndim < 2:
+        return values.reshape(1, -1)
+    # Filters of a depthwise layer are rows of the last axis.
+    return values.reshape(len(values), -1) if len(values) > 1 else values.reshape(-1, values.shape[-1]).T
 
 
 def _reals(tensor: Tensor) -> npt.NDArray[Any] | None:

@@ -23,7 +23,7 @@ from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.judge import blame as tracing
 from tfl_rewrite.judge.judge import Judge, Panel, run_model
 from tfl_rewrite.judge.layers import Blame
-from tfl_rewrite.judge.settings import Judging, Tolerance
+from tfl_rewrite.judge.settings import FOLDED, Judging, Tolerance
 from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, with_entries
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.pipeline.report import with_newer
@@ -90,7 +90,8 @@ class FullPanel:
     def with_unshown(self, after: PathLike, verdict: Verdict) -> Verdict:
         """Names constants that became something else, which no output of the samples shows.
 
-        Each is put into a copy of the original: it is shown if that gives any other output.
+        Each is put into a copy of the original: it is shown if an output of that is off by more than
+        rounding, which a SOFTMAX that is sure of itself does not let it be.
         """
         from tfl_rewrite.pipeline.copies import lost_constants, with_constant
 
@@ -102,7 +103,7 @@ class FullPanel:
             found = lost_constants(load(self._before), load(after))
             for lost in itertools.islice(found, _MOST_LOST):
                 with_constant(self._before, lost, path)
-                made = self.judge_of(verdict).compare(path, tolerance=Tolerance(exact=True), timeout=limit)
+                made = self.judge_of(verdict).compare(path, tolerance=FOLDED, timeout=limit)
                 if made.status == "pass":
                     names.append(lost.name)
         except TflRewriteError:
