@@ -104,6 +104,8 @@ def test_a_kind_that_misses_the_budget_is_told(digits: tuple[Path, Judging], tmp
     with pytest.raises(ShrinkFailed) as failure:
         search(digits, tmp_path / "no.tflite", min_snr=60.0, max_nbytes=20_000, activations="int8")
     assert failure.value.exit_code == 4 and not (tmp_path / "no.tflite").exists()
+    # What hindered integers may not be the budget.
+    assert f"; int8: {outcomes(failure.value.report)['int8']}; nothing was written" in str(failure.value)
 
 
 @pytest.mark.runtime

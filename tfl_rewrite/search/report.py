@@ -17,7 +17,7 @@ from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, 
 from tfl_rewrite.options.patterns import MOST_CHARACTERS, exact
 from tfl_rewrite.passes.simplify import Simplify
 from tfl_rewrite.pipeline.report import Report
-from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.goals import FLOATS, Goal
 from tfl_rewrite.search.integers import Integers, Tried
 from tfl_rewrite.search.search import snr_of
 from tfl_rewrite.search.standing import Step
@@ -68,6 +68,12 @@ class ShrinkReport(JsonData):
     notes: tuple[str, ...] = ()
     tried: tuple[Tried, ...] = field(default=(), metadata=shown("activations", optional=True))
     report: Report | None = field(metadata=shown("rewrite"))
+
+    @property
+    def missed(self) -> str:
+        """That no file keeps the budget, and what hindered those with integers: it may be something else."""
+        why = [f"; {item.activations}: {item.reason}" for item in self.tried if item.activations != FLOATS]
+        return f"no file was found within the budget ({self.goal.text()}){''.join(why)}"
 
     @property
     @computed("expected_snr_db", made=finite(3), after="goal")

@@ -120,7 +120,7 @@ def search_and_publish(
         made, found = replace(_report(plan, opened, best, tried), steps=steps), best.found
         if found.promised is None or found.proven is None:
             raise ShrinkFailed(
-                f"no file was found within the budget ({goal.text()}), nothing was written",
+                f"{made.missed}; nothing was written",
                 made,
                 "choose a point of the table, or another budget",
             )
