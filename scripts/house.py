@@ -64,6 +64,7 @@ LONG_MODULES: dict[str, str] = {
     "numerics/moments.py": "one statistic with the ways to split it",
     "numerics/symmetric.py": "one form of integers, both ways",
     "options/option.py": "what an option is, and each kind of value that one may have",
+    "passes/drop_channels.py": "one analysis of channels, with each kind of operator that they pass",
     "passes/quantize.py": "one pass: its options, and the order of what it does",
     "editing/makers.py": "one function an operator",
     "passes/remove_noops.py": "one rule a kind, over one index of the model",

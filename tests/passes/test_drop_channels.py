@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite import save
+from tfl_rewrite import Judging, Tolerance, rewrite, save
 from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.model.ir import Tensor
-from tfl_rewrite.passes.drop_channels import DropChannels
+from tfl_rewrite.passes.drop_channels import DropChannels, idle_channels
+from tfl_rewrite.passes.quantize import Quantize
 
 from ..nets import Array, Net, data_of, named, run
 
@@ -101,6 +102,7 @@ def test_what_holds_one_number_goes_with_all_weights_on_it(tmp_path: Path, case:
     net = separable(**GOES[case])  # type: ignore[arg-type]
     path = tmp_path / "model.tflite"
     before = outputs(net, path)
+    assert idle_channels(net.model) == 2
     assert dropped(net) == ["one: 2 of 6 channels dropped"]
     after = outputs(net, path)
     np.testing.assert_allclose(after["scores"], before["scores"], rtol=1e-5, atol=1e-5)
@@ -108,6 +110,7 @@ def test_what_holds_one_number_goes_with_all_weights_on_it(tmp_path: Path, case:
     size = shapes[3][1]  # type: ignore[index]
     assert shapes == [(4, 1, 1, 3), (1, 3, 3, 4), (4,), (4, size, size, 4), (1, 3, 3, 4)]
     assert dropped(net) == [], "a second run finds nothing"
+    assert idle_channels(net.model) == 0
 
 
 @pytest.mark.runtime
@@ -172,3 +175,19 @@ def test_one_channel_is_left() -> None:
         "one: 5 of 6 channels dropped",
         "three: 3 of 4 channels dropped",
     ]
+
+
+@pytest.mark.runtime
+def test_quantize_says_what_simplify_would_drop(tmp_path: Path) -> None:
+    values = np.random.default_rng(2).standard_normal((8, 1, 5, 5, 3)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", x=values)
+    save(separable().model, tmp_path / "model.tflite")
+    judging = Judging(inputs=(tmp_path / "in.npz",), tolerance=Tolerance(min_snr=10))
+    told = []
+    for simplify in (False, True):
+        passes = [Quantize(effort="fast", simplify=simplify)]
+        report = rewrite(tmp_path / "model.tflite", tmp_path / f"{simplify}.tflite", passes, judging=judging)
+        told.append(
+            any("2 channel(s) hold one number" in note for item in report.results for note in item.notes)
+        )
+    assert told == [True, False]

@@ -87,6 +87,13 @@ class DropChannels(Pass):
         return PassResult(self.name, tuple(edits), notes=tuple(editor.notes), idle=idle)
 
 
+def idle_channels(model: Model) -> int:
+    """Returns how many channels the pass would drop."""
+    graph, editor, held = Graph.of(model), Editor(model), model.holders()
+    found = (_Channels(subgraph, graph, editor, held).found() for subgraph in model.subgraphs)
+    return sum(int(np.count_nonzero(~kept)) for each in found for _, kept in each)
+
+
 @dataclass(slots=True, eq=False)
 class _Layer:
     """A layer whose constants are its own: weights ``[outputs, positions, inputs]``, depthwise
@@ -162,6 +169,20 @@ class _Channels:
 
     def dropped(self) -> Iterator[Edit]:
         """Drops what can be done without."""
+        found = list(self.found())
+        changed = {self._root(id(members[0])): kept for members, kept in found}
+        for operator in self.subgraph.operators if changed else ():
+            self._apply(operator, changed)
+        for members, kept in found:
+            yield Edit(members[0].name, f"{np.count_nonzero(~kept)} of {kept.size} channels dropped")
+            for tensor in members:
+                count = int(np.count_nonzero(kept))
+                tensor.shape = (*(tensor.shape or ())[:-1], count)
+                if tensor.signature is not None:
+                    tensor.signature = (*tensor.signature[:-1], count)
+
+    def found(self) -> Iterator[tuple[list[Tensor], Mask]]:
+        """Yields tensors that have the same channels, and which of those stay, where some can go."""
         for operator in self.subgraph.operators:
             layer = self._layer(operator)
             if layer is not None:
@@ -170,20 +191,10 @@ class _Channels:
         groups: dict[int, list[Tensor]] = {}
         for key, tensor in self.tensors.items():
             groups.setdefault(self._root(key), []).append(tensor)
-        changed = {}
-        for root, members in groups.items():
+        for members in groups.values():
             kept = self._kept(members)
             if kept is not None and not kept.all():
-                changed[root] = kept
-                yield Edit(members[0].name, f"{np.count_nonzero(~kept)} of {kept.size} channels dropped")
-        for operator in self.subgraph.operators if changed else ():
-            self._apply(operator, changed)
-        for root, kept in changed.items():
-            for tensor in groups[root]:
-                count = int(np.count_nonzero(kept))
-                tensor.shape = (*(tensor.shape or ())[:-1], count)
-                if tensor.signature is not None:
-                    tensor.signature = (*tensor.signature[:-1], count)
+                yield members, kept
 
     def _root(self, key: int) -> int:
         while self.roots.setdefault(key, key) != key:

@@ -42,6 +42,7 @@ from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.options.json_data import JsonData
 from tfl_rewrite.options.option import TEXTS, Role, Taken, check_options, option
 from tfl_rewrite.options.patterns import REGEXES
+from tfl_rewrite.passes.drop_channels import idle_channels
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.simplify import SIMPLIFY, after_simplify
 from tfl_rewrite.weights.candidates import Candidate
@@ -275,7 +276,11 @@ class Quantize(Pass):
         if is_bare:
             told = "what computes in floats stays so without --inputs"
             return replace(signed, notes=(*signed.notes, told))
+        idle = idle_channels(model)
         made = self._quantized(model, context, Calibration(model, self.ranges, context))
+        if idle and made.modified:
+            told = f"{idle} channel(s) hold one number whatever the input: --simplify drops them first"
+            made = replace(made, notes=(told, *made.notes))
         return self._joined(signed, made)
 
     def _idle(self, model: Model, result: PassResult) -> PassResult:
@@ -387,7 +392,8 @@ class Quantize(Pass):
         editor.finish()
         known = set(map(id, operators))
         conversions = sum(row_of(i) in CONVERSIONS for _, i in model.operators() if id(i) not in known)
-        notes.append(f"{conversions} conversion(s) between floats and integers, or between integers")
+        if conversions:
+            notes.append(f"{conversions} conversion(s) between floats and integers, or between integers")
         notes += [*recipe.notes(), *prepared.notes(), *border.notes, *editor.notes, *rounder.notes()]
         if self.target is not Target.MICRO:
             # What was made floats and stays so becomes integers again: the file would grow.
