@@ -107,7 +107,8 @@ def test_a_float_model_gets_the_border_that_is_asked_for(io: str, fixtures: Path
     report = made(source, target, judging(fixtures), io=io)
     assert border_of(target) == [TYPES[io]] * 2
     conversions = sum(item.code.name in ("QUANTIZE", "DEQUANTIZE") for _, item in load(target).operators())
-    assert f"{conversions} conversion(s) between" in " ".join(report.results[0].notes)
+    told = f"{conversions} conversion(s) between" in " ".join(report.results[0].notes)
+    assert told == (conversions > 0)
     assert report.verdict is not None and report.verdict.passed
     assert len(report.verdict.verdicts) == 3
     assert {item.outputs[0].dtype for item in report.verdict.verdicts} == {"float32"}, "real values"
@@ -365,21 +366,22 @@ def test_what_integers_ruin_stays_float_where_the_outputs_ask_for_it(tmp_path: P
 
 @pytest.mark.runtime
 @pytest.mark.parametrize("more", [True, False])
-def test_what_stays_float_has_integer_weights_where_it_had_them(tmp_path: Path, more: bool) -> None:
+def test_what_stays_float_has_integer_weights(tmp_path: Path, more: bool) -> None:
     """The weights of a hybrid kernel became floats to be rounded anew; the file would grow by them.
 
+    Those that were floats are read through DEQUANTIZE: it is their activations that have to be floats.
     Without more operators, two of three would be floats: that is no model in integers.
     """
-    net, sizes = Net(), np.array([60.0] * 4 + [1.0] * 4, np.float32)
-    weights = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    net, sizes = Net(), np.array([60.0] * 8 + [1.0] * 8, np.float32)
+    weights = np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32)
     given = net.constant("spreading", weights * sizes[:, None])
     pixels = net.input("in", (1, 64))
     hidden = net.dense(pixels, given, "hidden")
-    even = net.add("MUL", [hidden, net.constant("back", 1 / sizes)], "even", (1, 8))
-    net.output(net.dense(even, net.weights("v", (8, 8)), "out"))
+    even = net.add("MUL", [hidden, net.constant("back", 1 / sizes)], "even", (1, 16))
+    net.output(net.dense(even, net.weights("v", (8, 16)), "out"))
     if more:
-        aside = net.dense(pixels, net.weights("a", (8, 64)), "aside")
-        net.output(net.dense(aside, net.weights("b", (8, 8)), "more"))
+        aside = net.dense(pixels, net.weights("a", (16, 64)), "aside")
+        net.output(net.dense(aside, net.weights("b", (8, 16)), "more"))
     source, hybrid, target, inputs = (tmp_path / name for name in ("in.tflite", "hybrid", "out", "in.npz"))
     save(net.model, source)
     np.savez(inputs, **{"in": np.random.default_rng(1).uniform(-1, 1, (24, 1, 64)).astype(np.float32)})
@@ -394,6 +396,15 @@ def test_what_stays_float_has_integer_weights_where_it_had_them(tmp_path: Path, 
     assert [change.activations for change in report.results[0].changes] == ["hybrid", *["int8"] * 3]
     kinds = {tensor.name: tensor.dtype_name for tensor in load(target).subgraphs[0].tensors}
     assert kinds["hidden"] == "FLOAT32" and kinds["spreading"] == "INT8", kinds
+    report = made(source, tmp_path / "of floats", judging)
+    assert report.verdict is not None and report.verdict.passed
+    assert [change.activations for change in report.results[0].changes] == ["int8"] * 3
+    readers = [
+        (item.inputs[0].name, item.inputs[0].dtype_name)
+        for _, item in load(tmp_path / "of floats").operators()
+        if item.code.name == "DEQUANTIZE" and item.inputs[0] is not None and item.inputs[0].is_constant
+    ]
+    assert readers == [("spreading_int8", "INT8")]
 
 
 def test_stricter_passes_have_an_end() -> None:

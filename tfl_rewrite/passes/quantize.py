@@ -18,7 +18,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -390,14 +390,14 @@ class Quantize(Pass):
         plan.convert(editor, plan.weights(rounder))
         border = retype(model, editor, *self._asked, ranges, recipe, self.target)
         editor.finish()
-        known = set(map(id, operators))
-        conversions = sum(row_of(i) in CONVERSIONS for _, i in model.operators() if id(i) not in known)
-        if conversions:
-            notes.append(f"{conversions} conversion(s) between floats and integers, or between integers")
-        notes += [*recipe.notes(), *prepared.notes(), *border.notes, *editor.notes, *rounder.notes()]
+        told = recipe.notes(), prepared.notes(), border.notes, editor.notes, rounder.notes()
+        notes += itertools.chain(_conversions(model, operators), *told)
         if self.target is not Target.MICRO:
             # What was made floats and stays so becomes integers again: the file would grow.
             hybrid += [item for item in operators if id(item) in packed & reasons.keys()]
+            # Floats were asked for their activations: integer weights cost them little.
+            rescued = {key for key, why in reasons.items() if why is lossy}.difference(map(id, hybrid))
+            self._store(model, rescued, "int8:channel:dequantize", context)
         for operator in self._hybrid(model, hybrid, context):
             computes[id(operator)] = Computes.HYBRID.value
         stay = {id(item): _NO_HYBRID for item in hybrid} | reasons
@@ -407,8 +407,8 @@ class Quantize(Pass):
             OperatorChange(places.get(id(item), "(new)"), item.code.name, computes[id(item)]) for item in done
         ]
         skips = self._check(plan, operators, reasons, places, is_done=is_done)
-        told = (*edits, *border.edits), (*skips, *border.skips), tuple(notes)
-        result = PassResult(self.name, *told, grows=True, files=calibration.files, retyped=bool(border.edits))
+        came = (*edits, *border.edits), (*skips, *border.skips), tuple(notes)
+        result = PassResult(self.name, *came, grows=True, files=calibration.files, retyped=bool(border.edits))
         return replace(result, strictest=strictest)
 
     @property
@@ -551,28 +551,31 @@ class Quantize(Pass):
 
     def _hybrid(self, model: Model, operators: list[Operator], context: Context) -> list[Operator]:
         """Stores the weights of operators for hybrid kernels; returns those that have one."""
-        wanted = set(map(id, operators))
-        if not wanted:
-            return []
-
-        def encoding(item: Candidate) -> Encoding:
-            mine = all(id(use.operator) in wanted for use in item.uses)
-            return Encoding.parse("int8:channel:hybrid" if mine else "float32")
-
-        # The best effort balances channels between operators, which have their grids by now.
-        effort = Effort.FAST if self.effort is Effort.FAST else Effort.BALANCED
-        QuantizeWeights(
-            assignment=encoding,
-            min_elements=1,
-            effort=effort,
-            bias_correction=self.bias_correction,
-            min_runtime=self.target.runtime,
-        ).run(model, context)
+        self._store(model, set(map(id, operators)), "int8:channel:hybrid", context, min_elements=1)
         return [
             item
             for item in operators
             if any(weight.is_constant and weight.dtype_name == "INT8" for weight in weights_of(item))
         ]
+
+    def _store(self, model: Model, wanted: set[int], stored: str, context: Context, **options: Any) -> None:
+        """Stores the weights that only these operators read, given by id, smaller."""
+        if not wanted:
+            return
+
+        def encoding(item: Candidate) -> Encoding:
+            mine = all(id(use.operator) in wanted for use in item.uses)
+            return Encoding.parse(stored if mine else "float32")
+
+        # The best effort balances channels between operators, which have their grids by now.
+        effort = Effort.FAST if self.effort is Effort.FAST else Effort.BALANCED
+        QuantizeWeights(
+            assignment=encoding,
+            effort=effort,
+            bias_correction=self.bias_correction,
+            min_runtime=self.target.runtime,
+            **options,
+        ).run(model, context)
 
     def _check(
         self,
@@ -622,6 +625,13 @@ def _kept(context: Context, name: str) -> dict[Any, Any]:
     """Returns what was found on an equal model before, by what was asked; it is kept where samples are."""
     measures = measures_of(context)
     return {} if measures is None else measures.memory(context.number).setdefault(name, {})
+
+
+def _conversions(model: Model, before: Iterable[Operator]) -> list[str]:
+    """Says how many there are that were not before."""
+    known = set(map(id, before))
+    count = sum(row_of(item) in CONVERSIONS for _, item in model.operators() if id(item) not in known)
+    return [f"{count} conversion(s) between floats and integers, or between integers"] if count else []
 
 
 def _counted(what: str, skips: Sequence[Skip]) -> str:
