@@ -208,8 +208,11 @@ def number_text(value: float) -> str:
 
 
 def shell_path(path: str) -> str:
-    """Returns a path as a word of a command that a user may copy, where none is taken for an option."""
+    """Returns a path as a word of a command that a user may copy, where none is taken for an option.
+
+    A stream (``-``) is as it is.
+    """
     # Only messages need it.
     import shlex
 
-    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+    return shlex.quote(f"./{path}" if path.startswith("-") and path != "-" else path)

@@ -193,7 +193,7 @@ def test_shrink_fits_nothing_to_an_assumed_range(
     words = ("shrink", source, tmp_path / "a.tflite", "--min-snr", "25", "--inputs", folder)
     assert call(*words, "--encodings", "int8,float16") == 0
     told = capsys.readouterr().out
-    assert "not rounding for them: pixel range assumed (say it with --input-range)" in told
+    assert "not rounding for them: pixel range assumed (give it with --input-range)" in told
 
 
 @pytest.mark.runtime

@@ -740,7 +740,7 @@ def test_what_is_required_and_cannot_be_told_is_not_mended_until_nothing_is_left
         picture.fromarray(pixels).save(given / f"{number}.png")
     judging = Judging(mode="require", inputs=(given,), tolerance=Tolerance(min_snr=60, min_agreement=0))
     source, target = fixtures / "digits_cnn.tflite", folder / "out.tflite"
-    with pytest.raises(RewriteFailed, match="pixel range assumed; say it with --input-range") as refused:
+    with pytest.raises(RewriteFailed, match="pixel range assumed; give it with --input-range") as refused:
         rewrite(source, target, [QuantizeWeights(min_elements=64)], judging=judging)
     assert refused.value.exit_code == 3 and names(folder) == []
     # What was asked for failed, and something finer passed.

@@ -93,7 +93,7 @@ def test_toml_says_the_same(tmp_path: Path) -> None:
         ("version = 1\n[[rule]]\nmatch = 'a'", "not of the form"),
         ("version = 1\n[[rule]]\nmatch = 'a'\nencoding = 8", "not of the form"),
         ("version = 1\n[[rule]]\nmatch = '('\nencoding = 'int8'", "regular expression"),
-        ("version = ", "no TOML"),
+        ("version = ", "is not TOML"),
         ("version = " + "9" * 5000, "more than 64 bits"),
         ("version = 0x" + "f" * 5000, "more than 64 bits"),
     ],

@@ -162,7 +162,7 @@ def split(
         )
     guess = _guess(files, interface)
     if guess:
-        return _undivided(given, holdout, f"{guess} (say it with --input-range)")
+        return _undivided(given, holdout, f"{guess} (give it with --input-range)")
     least = LEAST_FITTED if holdout else LEAST_SAMPLES
     if len(files) >= least:
         shares = _shares(len(files), in_order, bool(holdout))

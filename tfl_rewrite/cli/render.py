@@ -25,6 +25,7 @@ from tfl_rewrite.cli.text import (
     table,
 )
 from tfl_rewrite.editing.base import Edit, PassResult, Skip
+from tfl_rewrite.errors import shell_path
 from tfl_rewrite.pipeline.report import Finer, Report
 
 # A change is known by the name of its class: the modules of passes that did not run stay unloaded.
@@ -117,7 +118,7 @@ def _done(result: PassResult, report: Report) -> str:
         parts.append(f"{sum(stay.values())} stay{'s' if sum(stay.values()) == 1 else ''} ({told})")
     if report.outcome == "unchanged" and result.idle:
         # With the file's name in the commands that the pass recommends.
-        parts.append(safe(result.idle.replace(" IN OUT", f" {shell(report.source)} OUT"), limit=1000))
+        parts.append(safe(result.idle.replace(" IN OUT", f" {shell_path(report.source)} OUT"), limit=1000))
     return f"{result.name}: {'; '.join(parts)}" if parts else ""
 
 

@@ -44,6 +44,8 @@ MANY_DECISIONS = 100
 
 _LOST = 0.5
 """Of the power of a row: no rounding errs by as much where a row has a scale that suits it."""
+_REPLACED = 10.0
+"""Of the power of a vector: a bias that is corrected makes up for noise of weights, whatever its own size."""
 _FAINT = 1 / 254
 """Rows that are this much fainter than most are next to nothing: half a step of int8, had all one scale.
 
@@ -230,7 +232,7 @@ class Lost:
 
 
 def lost_constants(one: Model, two: Model) -> Iterator[Lost]:
-    """Yields constants of which a row errs by more than half of its power; a vector is one row, and last.
+    """Yields constants of which a row errs by more than half of its power, then vectors by ten times theirs.
 
     What is next to nothing beside other rows does not count. Those of bodies are left out: see
     :func:`changed_bodies`.
@@ -251,8 +253,10 @@ def lost_constants(one: Model, two: Model) -> Iterator[Lost]:
                 continue
             rows = [_rows(item) for item in (was, now)]
             error, power = (np.einsum("ij,ij->i", item, item) for item in (rows[1] - rows[0], rows[0]))
-            faint = _FAINT**2 * np.median(power)
-            if not (error > np.maximum(_LOST * power, faint)).any():
+            most = np.maximum(_LOST * power, _FAINT**2 * np.median(power))
+            if was.ndim < 2:
+                most = np.where(power > 0, _REPLACED * power, np.inf)
+            if not (error > most).any():
                 continue
             data = _stored_like(tensor, other, now)
             if data is not None:
