@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
@@ -146,6 +146,12 @@ def outputs(path: Path, given: Array) -> Mapping[str, list[Array]]:
     return found
 
 
+def agree(found: Iterable[list[Array]]) -> bool:
+    """Whether kernels compute the same but for rounding, of which little may be left where much cancels."""
+    first, *others = found
+    return all(decibels(*pair) >= LEAST_DB / 2 for other in others for pair in zip(first, other, strict=True))
+
+
 PASSES: tuple[Pass, ...] = (
     FoldConstants(),
     RemoveNoops(),
@@ -166,6 +172,9 @@ def test_every_order_keeps_the_outputs_and_comes_to_an_end(net: Net, order: tupl
         source, target = Path(folder) / "in.tflite", Path(folder) / "out.tflite"
         save(net.model, source)
         before = outputs(source, given_values)
+        # LiteRT 2.3 computes some graphs wrong without XNNPACK: DIV writes over what it reads, which may be
+        # the memory of what a RESHAPE was made of, and that is read later.
+        assume(agree(before.values()))
         for passes in (list(order), [Simplify()]):
             model = load(source)
             known = broken(model)
