@@ -288,6 +288,10 @@ def test_axes_of_one_element_need_not_be_added_before_what_broadcasts() -> None:
         return net.add("ADD", [longer, longer], "m", (1, *SHAPE))
 
     assert cleaned(between(twice)) == ["ABS", "RESHAPE", "ADD", "ABS"]
+    # A damaged operator gives out nothing.
+    damaged = between(make)
+    next(item for _, item in damaged.model.operators() if item.code.name == "ADD").outputs.clear()
+    assert cleaned(damaged) == ["ABS", "RESHAPE", "ADD", "ABS"]
 
 
 def in_order(net: Net, x: Tensor) -> Tensor:

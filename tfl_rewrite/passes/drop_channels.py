@@ -126,13 +126,15 @@ class _Layer:
         open_ = np.isnan(known)
         numbers = np.where(open_, 0.0, known)
         found = self.offset
-        if self.depthwise:
-            free: Mask = open_ & self.counts.any(axis=(0, 1))
-            found = found + self.values.sum(axis=(0, 1), dtype=np.float64) * numbers
-        else:
-            free = np.logical_or.reduce(self.counts[..., open_], axis=(1, 2))
-            if numbers.any():
-                found = found + self.values.sum(axis=1, dtype=np.float64) @ numbers
+        # What is no number in the end is not known.
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.depthwise:
+                free: Mask = open_ & self.counts.any(axis=(0, 1))
+                found = found + self.values.sum(axis=(0, 1), dtype=np.float64) * numbers
+            else:
+                free = np.logical_or.reduce(self.counts[..., open_], axis=(1, 2))
+                if numbers.any():
+                    found = found + self.values.sum(axis=1, dtype=np.float64) @ numbers
         return np.where(free | ~np.isfinite(found), np.nan, np.clip(found, *self.cut))
 
     def needs(self, known: Float64) -> Mask:

@@ -330,8 +330,8 @@ class _Cleaner:
 
     def _broadcasts(self, use: Use, source: Tensor) -> bool:
         """Whether an operand may lack axes of one element that another one has."""
-        mine, output = self.shapes.full(source), use.operator.outputs[0]
-        if use.operator.inputs[0] is use.operator.inputs[-1]:
+        mine, (_, output) = self.shapes.full(source), _first(use.operator)
+        if output is None or use.operator.inputs[0] is use.operator.inputs[-1]:
             return False
         operands = [self.shapes.full(item) for item in use.operator.inputs]
         if mine is None or None in operands:
