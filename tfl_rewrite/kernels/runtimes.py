@@ -257,7 +257,8 @@ def parse_runtime(text: str | None) -> Runtime:
     if match is None:
         raise UsageError(
             f"min runtime {text!r} is not a version",
-            remedy="give a TensorFlow version such as 2.14, or litert-2.3",
+            remedy="give a TensorFlow version such as 2.14, or litert-2.3; TFLite Micro looks at none: "
+            "'tfl-rewrite retarget --runtime tflm' says what runs there",
         )
     found = int(match[1]), int(match[2])
     if found > NEWEST_RUNTIME:
