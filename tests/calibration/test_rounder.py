@@ -213,9 +213,8 @@ def test_the_processes_of_a_judge_do_as_well(
         assert len(started) == 2
 
 
-def test_a_run_of_the_float_model_serves_as_many_weights_as_fit(
-    fixtures: Path, few: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def files_opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are opened to be run, as they are."""
     opened: list[Path] = []
     start = Runner.open
 
@@ -224,6 +223,13 @@ def test_a_run_of_the_float_model_serves_as_many_weights_as_fit(
         start(self, model, delegates=delegates)
 
     monkeypatch.setattr(Runner, "open", counted)
+    return opened
+
+
+def test_a_run_of_the_float_model_serves_as_many_weights_as_fit(
+    fixtures: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = files_opened(monkeypatch)
     made = {}
     for nbytes in (0, 64 << 20):
         monkeypatch.setattr(collect, "AHEAD_NBYTES", nbytes)
@@ -251,14 +257,7 @@ def test_what_was_rounded_in_order_before_is_not_rounded_again(
     fixtures: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Up to the first weight that is to have another form; and it is what it would be without."""
-    opened: list[Path] = []
-    start = Runner.open
-
-    def counted(self: Runner, model: Path, *, delegates: bool = True) -> None:
-        opened.append(model)
-        start(self, model, delegates=delegates)
-
-    monkeypatch.setattr(Runner, "open", counted)
+    opened = files_opened(monkeypatch)
 
     def made(ordered: Ordered, text: str, exclude: tuple[str, ...] = ()) -> tuple[bytes, int]:
         opened.clear()

@@ -396,7 +396,7 @@ class Quantize(Pass):
             # What was made floats and stays so becomes integers again: the file would grow.
             hybrid += [item for item in operators if id(item) in packed & reasons.keys()]
             # Floats were asked for their activations: integer weights cost them little.
-            rescued = {key for key, why in reasons.items() if why is lossy}.difference(map(id, hybrid))
+            rescued = {key for key, why in reasons.items() if why == lossy}.difference(map(id, hybrid))
             self._store(model, rescued, "int8:channel:dequantize", context)
         for operator in self._hybrid(model, hybrid, context):
             computes[id(operator)] = Computes.HYBRID.value
