@@ -82,3 +82,19 @@ def test_waiting_counts_on_a_terminal_and_is_silent_if_not_wanted(tmp_path):
         [sys.executable, "-c", code.replace("True", "False")], capture_output=True, check=True
     )
     assert done.stderr == b""
+
+
+@pytest.mark.runtime
+def test_a_file_of_other_types_is_compared_where_that_is_asked_for(capsys):
+    whole = str(FIXTURES / "digits_cnn_full_int8.tflite")
+    asked = ["verify", DENSE, whole, "--inputs", str(FIXTURES / "inputs" / "digits_eval.npz")]
+    assert main(asked) == 4
+    said = capsys.readouterr().out
+    assert "is int8[1, 8, 8, 1] instead of float32" in said and "next: --retyped compares" in said
+    assert main([*asked, "--retyped"]) == 0
+    assert "PASS" in capsys.readouterr().out
+    # Equal in all but types is not equal to the bit.
+    assert main([*asked, "--retyped", "--exact"]) == 4
+    # Nor does it forgive other shapes and numbers of inputs.
+    assert main(["verify", DENSE, str(FIXTURES / "dense.tflite"), "--retyped"]) == 4
+    assert "FAIL: interface" in capsys.readouterr().out

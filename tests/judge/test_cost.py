@@ -9,7 +9,7 @@ import pytest
 
 from tfl_rewrite import Judging
 from tfl_rewrite.cli.render_judge import cost_lines
-from tfl_rewrite.judge.agreement import cost_of
+from tfl_rewrite.judge.agreement import cost_of, with_cost_of
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.verdict import JudgeInfo, Verdict
 
@@ -52,6 +52,17 @@ def test_the_line() -> None:
     assert cost_lines(slow) == []
     assert cost_lines(replace(slow, verdicts=(slow, plain))) == cost_lines(plain)
     assert plain.to_dict()["cost"] == 5.24
+
+
+def test_a_verdict_on_more_calls_tells_it() -> None:
+    few = Verdict(status="pass", judge=info("default"))
+    slow = replace(few, judge=info("reference"))
+    both = replace(few, verdicts=(slow, few))
+    more = Verdict(status="pass", judge=info("default"), cost=5.24)
+    assert cost_lines(with_cost_of(both, more)) == cost_lines(more)
+    assert [one.cost for one in with_cost_of(both, more).verdicts] == [None, 5.24]
+    assert with_cost_of(replace(few, cost=2.0), more).cost == 2.0
+    assert with_cost_of(few, replace(more, judge=info("builtin"))).cost is None
 
 
 @pytest.mark.runtime

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.judge.settings import OF_TWO_FILES, Judging
 from tfl_rewrite.options.json_data import read_toml
 from tfl_rewrite.options.option import (
     check_options,
@@ -131,7 +131,7 @@ class Settings:
 # A configuration may come from anywhere: it calls nothing; and measurements are of one file.
 _GOAL = tuple(row for row in options_of(Goal) if row.name not in ("metric", "min_metric", "state"))
 
-OPTIONS = tuple(row for row in options_of(Settings) if row.name not in ("blame", "exact"))
+OPTIONS = tuple(row for row in options_of(Settings) if row.name not in ("blame", *OF_TWO_FILES))
 """Of a report for each operator nobody would see anything here; how exact a pass is, it says itself."""
 
 

@@ -177,11 +177,13 @@ BLAME_OUT = value(
 )
 
 
-def judging(*, only: Collection[str] = (), without: Collection[str] = ()) -> tuple[Argument, ...]:
-    """Makes the rows that say how files are judged; ``exact`` is for the command ``verify`` alone."""
-    from tfl_rewrite.judge.settings import Judging
+def judging(
+    *, only: Collection[str] = (), without: Collection[str] = (), two_files: bool = False
+) -> tuple[Argument, ...]:
+    """Makes the rows that say how files are judged; some are for two files that are there already."""
+    from tfl_rewrite.judge.settings import OF_TWO_FILES, Judging
 
-    rows = rows_of(Judging, only=only, without=without)
+    rows = rows_of(Judging, only=only, without=without if two_files else (*without, *OF_TWO_FILES))
     return (*rows, BLAME_OUT) if any(row.extra["dest"] == "blame" for row in rows) else rows
 
 

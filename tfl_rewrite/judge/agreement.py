@@ -165,3 +165,10 @@ def cost_of(before: Sequence[float], after: Sequence[float]) -> float | None:
     # Each call says the same.
     singles = [new / old if now > was else old / new for old, new in pairs]
     return now / was if min(singles) >= CERTAIN else None
+
+
+def with_cost_of(verdict: Verdict, other: Verdict) -> Verdict:
+    """Returns a verdict with what calls cost by another one of the same judge, where its own were too few."""
+    verdicts = tuple(with_cost_of(one, other) for one in verdict.verdicts)
+    is_same = verdict.cost is None and verdict.judge == other.judge
+    return replace(verdict, cost=other.cost if is_same else verdict.cost, verdicts=verdicts)

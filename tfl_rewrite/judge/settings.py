@@ -24,6 +24,8 @@ MODES = ("auto", "require", "off")
 RESOLVERS = ("default", "builtin", "reference")
 OLD_RUNTIME_PYTHON = "TFL_REWRITE_OLD_RUNTIME_PYTHON"
 """What in the environment names the Python that has tflite-runtime 2.14, for files that are made for it."""
+OF_TWO_FILES = ("exact", "retyped")
+"""Options for two files that are there already; of what a pass makes, the pass knows what it promises."""
 LEAST_MEMORY_NBYTES = 64 << 20
 """Python, numpy and an interpreter without any model take nearly that."""
 
@@ -228,7 +230,11 @@ class Judging:
     threads: int = 1
     implied: tuple[str, ...] = ()
     agreeing: bool = True
-    retyped: bool = False
+    retyped: bool = option(
+        False,
+        "inputs and outputs may have other types than those of BEFORE, such as int8 for float32 (quantize "
+        "--io): real values are compared",
+    )
     counterparts: Counterparts = ()
     blame: bool = option(
         False,

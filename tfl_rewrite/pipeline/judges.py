@@ -14,7 +14,7 @@ from tfl_rewrite.files.source import Source, load, save
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import Failure
-from tfl_rewrite.judge.agreement import AGREED_DB, APART_DB
+from tfl_rewrite.judge.agreement import AGREED_DB, APART_DB, with_cost_of
 from tfl_rewrite.judge.counterparts import chained
 from tfl_rewrite.judge.judge import Judge, run_model
 from tfl_rewrite.judge.reference import PathLike, existing, judge_info
@@ -117,7 +117,7 @@ class Judges:
             verdict: On the inputs that were held out.
 
         Returns:
-            A refusal, or the verdict as it was.
+            A refusal, or the verdict as it was, with what a call costs where it had too few of them.
         """
         self._refused_by = None
         if not self._fitted or verdict.status == "fail" or not verdict.measured:
@@ -136,7 +136,7 @@ class Judges:
             # Whether the original itself is as unlike in other kernels is looked for only now.
             found = judge.compare(made, repeat=True)
         if found.status != "fail":
-            return verdict
+            return with_cost_of(verdict, found)
         self._refused_by = judge
         told = f"on all {found.sample_count} samples, those that it was fitted to among them"
         return replace(found, reasons=tuple(f"{told}: {reason}" for reason in found.reasons))

@@ -161,6 +161,8 @@ def verify_files(arguments: argparse.Namespace) -> int:
     if verdict.cause == "outputs" and found is None:
         real = "" if arguments.inputs else "--inputs compares on your own data; "
         lines.append(f"next: {real}--blame shows where the error enters and grows")
+    if verdict.cause == "interface" and not judging.retyped:
+        lines.append("next: --retyped compares real values where types alone differ, as after quantize --io")
     show(arguments, lambda: {"schema": 1, **facts}, lambda: lines)
     if verdict.status == "unverified":
         return UnsupportedError.exit_code if arguments.require else 0

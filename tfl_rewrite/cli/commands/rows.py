@@ -27,7 +27,7 @@ PREFIX = "pass_"
 """Of the values of the options of a pass or a goal: some have the name of one of the judging."""
 
 # Nothing to tolerate where outputs must be equal, to the bit or to rounding, and nothing is fitted to inputs.
-_TOLERATED = ("exact", "min_snr", "max_abs_error")
+_TOLERATED = ("min_snr", "max_abs_error")
 
 
 def _changed(rows: Iterable[Argument], name: str, **changes: Any) -> tuple[Argument, ...]:
@@ -52,7 +52,7 @@ def _groups(name: str, judged: tuple[Argument, ...]) -> Groups:
 
 
 def _fitted(name: str) -> Groups:
-    return _groups(name, judging(without=("exact",)))
+    return _groups(name, judging())
 
 
 def _searched(name: str, option: str, sought: str) -> Groups:
@@ -61,11 +61,11 @@ def _searched(name: str, option: str, sought: str) -> Groups:
         f"without {option}: search {sought} every output at this ratio or more, "
         f"in dB; the file is run some hundred times. With {option}: refuse the result below it (default: 10)"
     )
-    return _groups(name, _changed(judging(without=("exact",)), "--min-snr", help=text))
+    return _groups(name, _changed(judging(), "--min-snr", help=text))
 
 
 def _plain(name: str) -> Groups:
-    return _groups(name, judging(without=("exact", "holdout")))
+    return _groups(name, judging(without=("holdout",)))
 
 
 def _exact(name: str) -> Groups:
@@ -101,7 +101,7 @@ def _cutting() -> Groups:
 
 def _retargeting() -> Groups:
     # There, --runtime is what is to run OUT.
-    rows = judging(without=("exact", "holdout", "resolver"))
+    rows = judging(without=("holdout", "resolver"))
     text = (
         "an interpreter that runs OUT, such as python:PATH for a Python that has the runtime; repeatable. "
         "IN runs in the first that is named by no path, litert without any: both must give the same"
@@ -117,7 +117,7 @@ def _describing() -> Groups:
         metavar="DIR",
         default=None,
     )
-    judged = judging(without=("exact", "holdout"))
+    judged = judging(without=("holdout",))
     return (
         ("files", (IN_OUT[0], target, export)),
         ("what to write", _pass("metadata")),
@@ -144,7 +144,7 @@ def _running() -> Groups:
     return (
         ("files", IN_OUT),
         ("what to do", what),
-        ("verification", judging(without=("exact",))),
+        ("verification", judging()),
         ("writing", WRITING),
     )
 
@@ -180,7 +180,7 @@ _SHOWING = (
     ),
 )
 
-_JUDGED_BY_THE_GOAL = ("exact", "min_snr", "min_agreement", "max_abs_error", "mode")
+_JUDGED_BY_THE_GOAL = ("min_snr", "min_agreement", "max_abs_error", "mode")
 _NEVER_FAILS = ("rescue", "blame", "blame_seconds")
 
 
@@ -219,7 +219,7 @@ def _comparing() -> tuple[Argument, ...]:
 
 
 def _comparing_base() -> tuple[Argument, ...]:
-    rows = judging(without=("exact", "blame", "blame_seconds"))
+    rows = judging(without=("blame", "blame_seconds"))
     return _changed(rows, "--verify", help=_MODE.format(" (in CompiledModel), and for a base", ""))
 
 
@@ -329,7 +329,7 @@ def _two_files(before: str, after: str) -> tuple[str, tuple[Argument, ...]]:
 
 def _verifying() -> Groups:
     judged = (
-        *judging(without=("mode", "holdout", "rescue", "blame_seconds")),
+        *judging(without=("mode", "holdout", "rescue", "blame_seconds"), two_files=True),
         flag("--require", help="exit 3 when UNVERIFIED"),
         replace(REPORT, help="write the verdict as JSON"),
         flag("--force", help="overwrite files that exist, such as an older report"),
