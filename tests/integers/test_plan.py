@@ -148,6 +148,20 @@ def test_margins_of_a_softmax_and_of_outputs() -> None:
     assert grid(named(net.model, "sizes_int8"))[0] == pytest.approx(Recipe().outputs * 10 / 255)
 
 
+def test_margins_are_those_of_what_reads_a_tensor_in_floats_too() -> None:
+    net = Net()
+    source = net.input("in", (1, 4))
+    scores = net.add("RELU", [source], "scores", (1, 4))
+    rows = net.add("RESHAPE", [scores], "rows", (2, 2))
+    net.output(net.add("SOFTMAX", [rows], "share", (2, 2), beta=1.0))
+    given = net.add("ABS", [source], "sizes", (1, 4))
+    net.output(net.add("RESHAPE", [given], "column", (4, 1)))
+    known = dict.fromkeys(("scores", "rows", "sizes", "column"), (0.0, 10.0))
+    converted(net, plan_of(net, keeps=lambda item: item.code.name in ("SOFTMAX", "RESHAPE"), **known))
+    assert grid(named(net.model, "scores"))[0] == pytest.approx(Recipe().softmax * 10 / 255)
+    assert grid(named(net.model, "sizes"))[0] == pytest.approx(Recipe().outputs * 10 / 255)
+
+
 def test_a_bias_that_would_not_fit_makes_its_channel_coarser() -> None:
     net = Net()
     weights = np.array([[1.0, -1.0], [1e-20, 1e-20]], np.float32)

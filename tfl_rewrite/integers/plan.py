@@ -206,15 +206,25 @@ class IntegerPlan:
         return Groups(subgraph.operators, self.modes, self._ranges, margin, needs)
 
     def _margins(self) -> dict[int, float]:
+        """Returns those of what is told apart by what it is for, whether or not that computes in integers."""
         margins: dict[int, float] = {}
         for subgraph in self.subgraphs:
-            margins.update((id(tensor), self._recipe.outputs) for tensor in subgraph.outputs)
+            for tensor in subgraph.outputs:
+                margins.update((key, self._recipe.outputs) for key in self._forms(tensor))
             for operator in subgraph.operators:
-                if self.modes.width(operator) and _pools(operator):
+                if _pools(operator):
                     margins.update((id(tensor), self._recipe.pooled) for tensor in float_outputs(operator))
-                if row_of(operator).squashes is Squash.ROWS and self.modes.width(operator):
-                    margins.update((id(tensor), self._recipe.softmax) for _, tensor in float_inputs(operator))
+                if row_of(operator).squashes is Squash.ROWS:
+                    for _, tensor in float_inputs(operator):
+                        margins.update((key, self._recipe.softmax) for key in self._forms(tensor))
         return margins
+
+    def _forms(self, tensor: Tensor | None) -> Iterator[int]:
+        """Yields a tensor and what it is in other shapes, by id."""
+        while tensor is not None:
+            yield id(tensor)
+            maker = self._graph.maker_of(tensor)
+            tensor = maker.inputs[0] if maker is not None and row_of(maker).reshapes else None
 
 
 def _activations(subgraph: SubGraph) -> Iterator[Tensor | None]:
