@@ -393,7 +393,7 @@ def _notes(opened: Session, found: Measured) -> tuple[str, ...]:
     split, snr, notes = opened.split, found.verdict.worst_snr(), []
     if snr is not None and (split.reason or not opened.wanted.judging.inputs):
         notes.append(f"{_SAME}; {split.reason}" if split.reason else _SAME)
-    elif snr is not None:
+    elif snr not in (None, float("inf")):
         notes.append(f"the search measured {snr:.1f} dB on {split.dealt or split.text}")
     if found.hidden is not None:
         notes.append(f"what goes into the last SOFTMAX, LOGISTIC or TANH keeps {found.hidden:.1f} dB")

@@ -52,7 +52,7 @@ noise is all there is; ``int8:channel`` takes the runtime's hybrid kernels, whic
 HYBRID = tuple(text for form in forms().values() for text in form.tried_in_kernels)
 """What is tried besides, where memory or time count, for kernels that read such integers."""
 
-SHARES = (0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.93)
+SHARES = (0.05, 0.1, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.93)
 """Of zeros, that are tried where weights are pruned."""
 
 _SAMPLE = 1 << 13
