@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import Goal, shrink
+from tfl_rewrite import Goal, save, shrink
 from tfl_rewrite.cli.commands.shrink import goal_of
 from tfl_rewrite.cli.parser import parser
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import nbytes_of
 
+from ..nets import Net
 from .program import TOOL
 
+BIG = np.full(64, 1e6, np.float32)
 QUICK = ("--effort", "fast", "--encodings", "int8:channel:dequantize,int4:channel:dequantize")
 
 
@@ -170,6 +172,19 @@ def test_nothing_to_choose_is_said_plainly(fixtures: Path, tmp_path: Path) -> No
     assert done.returncode == 0
     assert "no constant can be stored otherwise" in done.stdout and "constants:" not in done.stdout
     assert "SNR promised: exact (search exact, held-out inputs exact)" in done.stdout
+
+
+@pytest.mark.runtime
+def test_nothing_is_promised_where_no_output_says_anything(tmp_path: Path) -> None:
+    net = Net()
+    dense = net.dense(net.input("x", (1, 64)), net.weights("w", (64, 64)), "y")
+    net.output(
+        net.add("RELU", [net.add("SUB", [dense, net.constant("b", BIG)], "z", (1, 64))], "out", (1, 64))
+    )
+    save(net.model, tmp_path / "in.tflite")
+    done = run(tmp_path / "in.tflite", tmp_path / "out.tflite", "--min-snr", "30", *QUICK)
+    assert done.returncode == 0 and "UNVERIFIED" in done.stdout
+    assert "SNR promised: none: encodings were chosen by size alone; give --inputs" in done.stdout
 
 
 @pytest.mark.runtime

@@ -300,6 +300,7 @@ def test_a_rewritten_file_that_needs_the_next_runtime_fails(tmp_path):
     before, after = fake_runtime.model(tmp_path / "a"), fake_runtime.model(tmp_path / "b", **lacking())
     verdict = verify(before, after, Judging(runtime=runtime))
     assert verdict.status == "fail" and verdict.judge.runtime == "ai-edge-litert"
+    assert "operators of TensorFlow (Flex); the runtime 'tensorflow' runs them" in verdict.reasons[0]
     # And one that runs in the first only, where the original needs the second.
     verdict = verify(
         after,

@@ -637,6 +637,8 @@ class Worker:
         return f": {printable(telling[-1])}" if telling else ""
 
 
+_FLEX = "Select TensorFlow op(s)"
+_HAS_FLEX = "the runtime 'tensorflow' runs them, where it is installed (--runtime tensorflow)"
 _Identity = tuple[int, int] | None
 
 
@@ -674,4 +676,8 @@ def _refused(stage: dict[str, Any]) -> str:
 def _failure(kind: str, stage: dict[str, Any], message: str, *, crowded: bool = False) -> Failure:
     # Runtimes break their messages into lines.
     text = printable(" ".join(message.split()))
+    before, found, _ = text.partition(_FLEX)
+    if found:
+        # What follows is for those who build an Android app.
+        text = f"{before}it has operators of TensorFlow (Flex); {_HAS_FLEX}"
     return Failure(kind=kind, stage=stage["stage"], step=stage.get("step"), message=text, crowded=crowded)

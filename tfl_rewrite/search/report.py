@@ -81,9 +81,10 @@ class ShrinkReport(JsonData):
         """What other inputs of the kind are likely to show, in dB.
 
         The lower of what the search measured and of what held-out inputs showed, each less what chance among
-        so few samples may have added; before a last SOFTMAX and the like as well.
+        so few samples may have added; before a last SOFTMAX and the like as well. None where no output says
+        anything: encodings were chosen by size alone then.
         """
-        if self.promised is None or self.proven is None:
+        if self.promised is None or self.proven is None or self.proven.cause == "nothing":
             return None
         found = [item for item in (self.promised.sure, self.proven_sure) if item is not None]
         return min(found, default=None)

@@ -215,7 +215,7 @@ def caveats(goal: Goal, settled: Found, curve: Sequence[Measured] = ()) -> list[
     counts = [settled.promised.verdict.sample_count, settled.proven.verdict.sample_count]
     shown = settled.promised.verdict.worst_snr()
     hidden = settled.promised.hidden
-    if hidden is not None and (shown is None or hidden < shown - _APART):
+    if hidden is not None and math.isfinite(hidden) and (shown is None or hidden < shown - _APART):
         behind = "more" if shown is None else f"{shown:.1f} dB"
         notes.append(
             f"{hidden:.1f} dB before the last SOFTMAX, LOGISTIC or TANH, {behind} behind it: the lower one"

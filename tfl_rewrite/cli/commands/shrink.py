@@ -97,6 +97,9 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
         lines += verified_lines(report.proven, verbose=verbose)
     if report.promised_snr is not None:
         lines.append(_promise(report))
+    elif found and found.choice and report.proven and report.proven.cause == "nothing":
+        told = "encodings were chosen by size alone; give --inputs that show what it computes"
+        lines.append(f"SNR promised: none: {told}")
     notes = [f"note: {safe(note, limit=400)}" for note in report.notes]
     lines += notes if verbose or len(notes) < 2 else [f"{notes[0]}; {len(notes) - 1} more with -v"]
     return lines + ([] if report.report is None else next_lines(report.report, verbose=verbose))
