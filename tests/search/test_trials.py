@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import FileAccessError, UnsupportedError, load, save
+from tfl_rewrite.editing.base import run_passes
 from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging
+from tfl_rewrite.passes.prune import Prune
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.search.basis import Content
@@ -146,6 +148,46 @@ def test_layers_that_share_a_bias_or_have_it_as_float16_are_put_in_place(tmp_pat
             # The last of several that share a bias keeps it as float16, which is no matter.
             least = 90 if place in choice else 100
             assert verdict.measured and (verdict.worst_snr() or 999.0) > least
+
+
+@pytest.mark.runtime
+def test_sparse_weights_are_put_in_place_and_rounded_in_order(tmp_path: Path) -> None:
+    net = Net()
+    given = net.input("x", (1, 64))
+    first, second = (net.random.standard_normal(shape).astype(np.float32) for shape in ((96, 64), (64, 96)))
+    hidden = net.dense(given, net.half("first", first), "hidden", net.half("bias", first[:, 0]))
+    net.output(net.dense(hidden, net.constant("second", second), "y"))
+    run_passes(net.model, [Prune(sparsity=0.8, encode="sparse")])
+    source, some = tmp_path / "net.tflite", tmp_path / "x.npz"
+    save(net.model, source)
+    np.savez(some, x=net.random.normal(0.0, 1.0, (8, 1, 64)).astype(np.float32))
+    base = base_pass(QuantizeWeights())
+    wanted = Wanted(goal=Goal(min_snr=30.0), frame=Frame(source), judging=Judging(inputs=(some,)), base=base)
+    texts = ("int8:channel:dequantize", "int4:channel:dequantize", "int2:channel:dequantize")
+    with session(wanted) as made:
+        trials = made.trials
+        ram = base_pass(QuantizeWeights(), Objective.RAM)
+
+        def nbytes(settings: QuantizeWeights, objective: Objective, text: str) -> float:
+            units = find_units(trials.fresh, settings, [text], objective)
+            return sum(option.nbytes for unit in units for option in unit.options[1:])
+
+        # A fifth of the values, with a byte for the place of each, are fewer bytes than all in 4 bits each.
+        assert 0 < nbytes(base, Objective.FILE, texts[0]) < nbytes(base, Objective.FILE, texts[1])
+        assert nbytes(ram, Objective.RAM, texts[1]) > 0
+        ram = replace(ram, encoding=Encoding.parse(texts[0]))
+        assert not any(made.form.is_sparse for made in ram.plan(trials.fresh()).decide()[0])
+        positions = [unit.position for unit in find_units(trials.fresh, base, texts[1:2], Objective.FILE)]
+        assert len(positions) == 2
+        for text in texts:
+            choice: dict[int, Form] = dict.fromkeys(positions, Encoding.parse(text))
+            patched = trials.in_place(0, choice, opened=False)
+            trials.write(choice, tmp_path / "made.tflite")
+            assert patched is not None
+            with Judge(tmp_path / "made.tflite", made.wanted.judging, beside=trials.judge) as judge:
+                verdict = judge.compare(patched)
+            assert verdict.measured and (verdict.worst_snr() or 999.0) > 100, text
+            assert trials.measure(choice, rounding=Rounding.IN_ORDER).snr is not None
 
 
 @pytest.mark.runtime

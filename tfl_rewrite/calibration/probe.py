@@ -23,11 +23,13 @@ from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import ModelFailed, Worker
 from tfl_rewrite.kernels.operators import SideEffect
 from tfl_rewrite.kernels.products import activation_of
+from tfl_rewrite.kernels.table import DENSIFY, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.weights.rounders import Simulate
+from tfl_rewrite.weights.sparse import DenseBlob
 
 Array = npt.NDArray[Any]
 
@@ -538,15 +540,20 @@ class Probe:
             ) = others
 
     def _constant(self, place: Place, position: int) -> Tensor:
-        subgraph = self.model.subgraphs[place.subgraph]
-        tensor = self.operator(place).inputs[position]
+        """Returns the constant at an input; where a DENSIFY makes it, one in the place of what that gives."""
+        subgraph, tensor = self.model.subgraphs[place.subgraph], self.operator(place).inputs[position]
+        while tensor is not None and not tensor.is_constant:
+            maker = next(item for item in subgraph.operators if any(out is tensor for out in item.outputs))
+            if row_of(maker) is DENSIFY and maker.inputs[0] is not None:
+                buffer = self.model.add_buffer(DenseBlob(maker.inputs[0]))
+                made = Tensor(tensor.name, tensor.shape, tensor.dtype, buffer, tensor.quantization)
+                subgraph.tensors.append(made)
+                for operator in subgraph.operators:
+                    operator.inputs = [made if item is tensor else item for item in operator.inputs]
+                return made
+            tensor = maker.inputs[0]
         assert tensor is not None
-        if tensor.is_constant:
-            return tensor
-        maker = next(item for item in subgraph.operators if any(out is tensor for out in item.outputs))
-        stored = maker.inputs[0]
-        assert stored is not None and stored.is_constant
-        return stored
+        return tensor
 
     def _call(self, step: Step) -> Call:
         if step.signature is None:

@@ -314,7 +314,9 @@ class Prune(Pass):
             saved = nbytes - form.nbytes - OVERHEAD_NBYTES
             place = _place_of(model, item)
             if saved > 0 and place is not None:
-                make_sparse(editor, place, first, form)
+                emptied = first.buffer
+                make_sparse(editor, place, first, form, editor.add_buffer(form.data(values)))
+                editor.release(emptied)
                 encode = Encode.SPARSE
         if encode is Encode.DENSE:
             saved = 0

@@ -71,6 +71,7 @@ class QuantizeWeights(Pass):
         levels: Constants that are stored finer, by position of the buffer; see :meth:`refined`.
         finer_few: Whether constants of few elements take int8 where all are asked to take fewer bits.
         scale_axes: Along which axis scales lie where only DEQUANTIZE reads them, by position of the buffer.
+        may_be_sparse: Whether int8 behind DEQUANTIZE may be stored without its zeros.
         magnitudes: What was read of the constants of a file, for many passes over it; see
             :class:`Magnitudes`.
         selection: Which constants, of what the options say.
@@ -150,6 +151,7 @@ class QuantizeWeights(Pass):
     levels: Mapping[int, int] = field(default_factory=dict)
     finer_few: bool = True
     scale_axes: Mapping[int, int] = field(default_factory=dict)
+    may_be_sparse: bool = True
     magnitudes: Magnitudes | None = field(default=None, compare=False, repr=False)
     selection: Selection = field(init=False)
     simplify: bool = option(False, SIMPLIFY)
@@ -214,7 +216,7 @@ class QuantizeWeights(Pass):
         recipe = self.assignment if isinstance(self.assignment, Recipe) else None
         few, chosen = self.finer_few and self.assignment is None, (self.selection, self.min_runtime)
         made = WeightPlan(model, *chosen, self._encoding, recipe, self.levels, self.magnitudes, few)
-        made.scale_axes = self.scale_axes
+        made.scale_axes, made.may_be_sparse = self.scale_axes, self.may_be_sparse
         return made
 
     def _encoding(self, item: Candidate, position: int) -> Encoding:
@@ -349,38 +351,38 @@ class _Application:
         changes: list[WeightChange] = []
         known: set[int] = set()
         # Rewiring replaces the blob and the type of what other decisions still refer to as their source.
-        sources = {id(made.item.stored.buffer): made.item.stored.buffer.blob for made in decisions}
+        sources = {id(made.item.stored.buffer): (made.item.blob, made.item.nbytes) for made in decisions}
         for made in decisions:
             key = id(made.item.stored.buffer)
-            blob = sources[key]
-            assert blob is not None
+            blob, nbytes = sources[key]
             first = key not in known
             known.add(key)
             stored = self._stored.get((key, made.content))
             shared = stored is not None
-            saved = (blob.nbytes if first else 0) - made.overhead
+            saved = (nbytes if first else 0) - made.overhead
             if stored is None:
                 saved -= made.nbytes
                 buffer = made.item.stored.buffer if first else self._editor.add_buffer(None)
                 work = self._plan.work(made, blob, self._plan.positions[key])
                 stored = made.form.store(self._editor, made, work, self._rounder, buffer)
                 self._stored[(key, made.content)] = stored
-            change = _change(
-                made, self._plan.positions[key], blob.nbytes, saved, stored.payload, shared=shared
-            )
+            change = _change(made, self._plan.positions[key], nbytes, saved, stored.payload, shared=shared)
             changes.append(change)
             quantization = made.form.quantization(made, stored)
             if quantization is not None:
                 # Equal ones are one object, so that they are written once.
                 same = (blob.identity, made.content, made.axis)
                 quantization = self._quantizations.setdefault(same, quantization)
+            made.item.make_dense(self._editor)
             made.form.rewire(self._editor, made, stored, quantization)
         for made in decisions:
             for use, reading in zip(made.item.uses, made.readings, strict=True):
                 # XNNPACK keeps a bias behind a DEQUANTIZE of float16 in float16 if only layers read it
                 # (xnnpack_delegate.cc, "skipped" nodes), and then refuses the whole file (measured on 2.3
-                # with CONV_2D). A DEQUANTIZE of int8 is not affected.
-                if reading is Reading.HYBRID and row_of(use.operator).is_layer:
+                # with CONV_2D), or gives whatever lies in memory to a layer that it does not take, since the
+                # weights come from a DENSIFY. A DEQUANTIZE of int8 is not affected.
+                apart = reading is Reading.HYBRID or made.form.is_sparse
+                if apart and row_of(use.operator).is_layer:
                     self._editor.store_bias_as_float32(use.subgraph, use.operator)
         correct(self._editor, self._rounder.corrections())
         self._editor.finish()

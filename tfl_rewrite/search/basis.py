@@ -74,14 +74,14 @@ Site = tuple[int, int]
 class Basis:
     """A file that values are put into; it computes what the original does, with buffers where that has them.
 
-    What DEQUANTIZE makes of float16 is constant in it, as many bytes as floats take; and each layer has a
-    bias of its own, so that those of others stay when one takes a mean error back.
+    What DEQUANTIZE makes of float16 and DENSIFY of what is sparse is constant in it, as many bytes as floats
+    take; and each layer has a bias of its own, so that those of others stay when one takes a mean error back.
 
     Attributes:
         source: The file.
         biases: Of layers of the original: the positions of the buffers of their biases.
         copies: The positions of further buffers that hold the same as one.
-        halves: Positions of the buffers that held float16.
+        halves: Positions of the buffers that held float16, or only what is not zero.
         blobs: The biases.
     """
 
@@ -172,12 +172,18 @@ def sites_of(model: Model) -> dict[int, Site]:
 
 
 def _widened(model: Model) -> set[int]:
-    """Makes constants behind DEQUANTIZE of float16 float32, in the same buffers; returns where those are."""
+    """Makes float16 behind DEQUANTIZE, and what is sparse, float32 in the same buffers; returns where."""
     items, _ = find_candidates(model, Graph.of(model))
-    homes = {id(item.value): item.stored.buffer for item in items if item.expand is not None}
+    items = [item for item in items if item.expand is not None or item.dense is not None]
+    homes = {id(item.value): item.stored.buffer for item in items}
     if not homes:
         return set()
-    before = len(model.buffers)
+    before, editor = len(model.buffers), Editor(model)
+    for item in items:
+        if item.dense is not None:
+            item.stored.buffer.blob = item.dense
+            item.make_dense(editor)
+    editor.finish()
     expand_constants(model, lambda tensor: tensor.dtype_name == "FLOAT16")
     for _, tensor in model.tensors():
         home = homes.get(id(tensor))

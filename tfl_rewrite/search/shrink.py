@@ -243,7 +243,7 @@ def _wanted(plan: Plan, goal: Goal) -> Wanted:
         goal=goal,
         frame=Frame(source, _BEFORE, _AFTER),
         judging=with_media(judging, source),
-        base=base_pass(goal.weights),
+        base=base_pass(goal.weights, goal.objective),
         grids=grids,
         force=plan.force,
     )

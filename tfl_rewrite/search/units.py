@@ -42,6 +42,7 @@ _COMPACT = 0.5
 """Of what operators and tensors may take at most, what they take in a compact file: 0.35 to 0.68, measured
 on five models with one scale, in float16 and in blocks of 32."""
 
+SMALL = (Objective.FILE, Objective.DOWNLOAD)
 LEAST_ELEMENTS = 64
 """Smaller constants stay: a DEQUANTIZE of their own would cost more than they."""
 
@@ -61,12 +62,10 @@ _KEPT_SAMPLE = 1 << 17
 _ESTIMATE_LEVEL = 6
 _SPREADS = (0.0, 1.0)
 _HEAD = 6
-# How coarse a constant may be beyond its probe, and how fine: octaves.
-_COARSER, _FINER = 7, 5
+_COARSER, _FINER = 7, 5  # Octaves: how coarse a constant may be beyond its probe, and how fine.
 _BETWEEN = (1.25, 1.5, 1.75)
 _SHORT = 8
-# From so many steps up to the largest value, eight bits are felt; from so many they are too few.
-_FELT, _TOO_FEW = 36.0, 900.0
+_FELT, _TOO_FEW = 36.0, 900.0  # Steps up to the largest value: eight bits are felt; they are too few.
 
 
 @dataclass(slots=True, eq=False)
@@ -149,7 +148,7 @@ def encodings_for(goal: Goal) -> tuple[str, ...]:
     """
     if goal.encodings is not None:
         return goal.encodings
-    if goal.objective in (Objective.FILE, Objective.DOWNLOAD):
+    if goal.objective in SMALL:
         return ENCODINGS
     return tuple(text for text in (*ENCODINGS, *HYBRID) if not Encoding.parse(text).runs_each_call)
 
@@ -183,10 +182,12 @@ def assigned(base: QuantizeWeights, encodings: Mapping[int, Encoding], model: Mo
     return replace(base, assignment=of, encoding=KEPT)
 
 
-def base_pass(settings: QuantizeWeights) -> QuantizeWeights:
+def base_pass(settings: QuantizeWeights, objective: Objective = Objective.FILE) -> QuantizeWeights:
     """Returns the user's pass, with all constants of some size in it, each of them read once."""
     least = LEAST_ELEMENTS if settings.min_elements is None else settings.min_elements
-    return replace(settings, min_elements=least, magnitudes=Magnitudes())
+    # XNNPACK takes no layer whose weights a DENSIFY makes whole.
+    settings = replace(settings, min_elements=least, may_be_sparse=objective in SMALL)
+    return replace(settings, magnitudes=Magnitudes())
 
 
 def find_units(
@@ -217,7 +218,7 @@ def find_units(
             first = group[0].item
             unit = units.get(position)
             if unit is None:
-                nbytes = first.stored.buffer.nbytes
+                nbytes = first.nbytes
                 readers = tuple(dict.fromkeys(reader for made in group for reader in made.item.readers))
                 unit = Unit(position, first.value.name or first.stored.name, readers, first.elements, nbytes)
                 unit.options.append(Option(KEPT, nbytes, _kept_cost(unit, objective)))

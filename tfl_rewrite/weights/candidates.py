@@ -6,14 +6,17 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import field
 
 from tfl_rewrite.editing.base import Skip
+from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.kernels.operands import weights_of
 from tfl_rewrite.kernels.operators import Need
 from tfl_rewrite.kernels.table import ADD, CAST, DEQUANTIZE, EXPANDING, GATHER, MUL, row_of
 from tfl_rewrite.model import dtypes
+from tfl_rewrite.model.blob import Blob
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.options.patterns import Pattern
+from tfl_rewrite.weights.sparse import DenseBlob, densify_of, indices_nbytes, is_sound, leave_out
 
 # The converter's own threshold (``kWeightsMinNumElementsDefault`` of ``quantize_weights.cc``).
 _CONVERTER_ELEMENTS = 1024
@@ -43,6 +46,8 @@ class Candidate:
         expand: That DEQUANTIZE, or None.
         uses: Where the value is read.
         together: Elements of all weights of an operator that reads this one and takes all as int8 or none.
+        densify: The DENSIFY that makes a sparse constant dense, or None.
+        dense: The dense bytes of such a constant.
     """
 
     subgraph: SubGraph
@@ -51,6 +56,27 @@ class Candidate:
     expand: Operator | None
     uses: list[Use] = field(default_factory=list)
     together: int = 0
+    densify: Operator | None = None
+    dense: DenseBlob | None = None
+
+    @property
+    def blob(self) -> Blob:
+        """Its bytes, one element after the other."""
+        held = self.dense or self.stored.buffer.blob
+        assert held is not None
+        return held
+
+    @property
+    def nbytes(self) -> int:
+        """What its elements take in the file."""
+        details = self.stored.rest.get("sparsity")
+        return self.stored.buffer.nbytes + (indices_nbytes(details) if details is not None else 0)
+
+    def make_dense(self, editor: Editor) -> None:
+        """Lets a sparse constant be a dense one in the same buffer, whose bytes are left to the caller."""
+        if self.densify is not None:
+            self.stored = leave_out(editor, self.subgraph, self.stored, self.densify)
+            self.densify = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -335,14 +361,19 @@ def _together(uses: Sequence[Use]) -> int:
 
 
 def _candidate(subgraph: SubGraph, tensor: Tensor, graph: Graph) -> Candidate:
-    uses = graph.uses_of(tensor)
+    densify = densify_of(tensor, graph) if tensor.is_sparse else None
+    value = densify.outputs[0] if densify is not None else tensor
+    assert value is not None
+    expand, uses = None, graph.uses_of(value)
     if tensor.dtype == dtypes.FLOAT16.value and uses and len({id(use.operator) for use in uses}) == 1:
         operator = uses[0].operator
         output = operator.outputs[0] if operator.outputs else None
         if row_of(operator) is DEQUANTIZE and output is not None:
-            uses = graph.uses_of(output)
-            return Candidate(subgraph, tensor, output, operator, uses, _together(uses))
-    return Candidate(subgraph, tensor, tensor, None, uses, _together(uses))
+            value, expand, uses = output, operator, graph.uses_of(output)
+    item = Candidate(subgraph, tensor, value, expand, uses, _together(uses), densify)
+    if densify is not None and is_sound(tensor):
+        item.dense = DenseBlob(tensor)
+    return item
 
 
 def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
@@ -351,10 +382,10 @@ def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
     if stored.external is not None:
         name = stored.external.group.name or "another file"
         return "external", f"its bytes are in {name!r}, beside the model"
-    if stored.is_sparse:
-        return "sparse", "its bytes are in a compressed sparse form"
+    if stored.is_sparse and item.dense is None:
+        return "sparse", "its bytes are in a compressed sparse form that no DENSIFY alone reads, or unsound"
     need = dtypes.BY_VALUE[stored.dtype].nbytes(item.elements)
-    if stored.buffer.nbytes != need:
+    if item.dense is None and stored.buffer.nbytes != need:
         return "damaged", f"its buffer holds {stored.buffer.nbytes} bytes, its shape takes {need}"
     if id(stored) in graph.given:
         return "interface", "it is an input, or holds the scales of another tensor"

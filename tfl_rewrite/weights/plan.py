@@ -14,7 +14,7 @@ import numpy as np
 from tfl_rewrite.editing.base import Skip
 from tfl_rewrite.kernels.operators import Form, Granularity, Reading
 from tfl_rewrite.kernels.runtimes import Runtime, runtime_text
-from tfl_rewrite.kernels.table import BLOCKS_IN_CALLED_SUBGRAPHS, dequantize_form
+from tfl_rewrite.kernels.table import BLOCKS_IN_CALLED_SUBGRAPHS, DENSIFY_IS_EXPANDED, dequantize_form, row_of
 from tfl_rewrite.model.blob import Blob, MappedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
@@ -34,11 +34,17 @@ from tfl_rewrite.weights.candidates import (
 )
 from tfl_rewrite.weights.encoding import Encoding, Recipe, Scheme, fallback_notes, finer_where_few
 from tfl_rewrite.weights.forms.blocks import Blocks, block_channels
+from tfl_rewrite.weights.forms.integers import SparseInteger
 from tfl_rewrite.weights.readers import WeightForms, agree, scales_axis, settle_scales
 from tfl_rewrite.weights.rounders import Work
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes
-from tfl_rewrite.weights.storage import Decision, block_hybrid_biases, block_useless
+from tfl_rewrite.weights.sparse import OVERHEAD_NBYTES
+from tfl_rewrite.weights.storage import Decision, StorageForm, block_hybrid_biases, block_useless
 from tfl_rewrite.work import current
+
+_SPARSE_SHARE = 0.75
+"""Of the bytes of all integers, what those that are not zero may take: as many as int6, which costs as much
+time. For less than that saved, layers would leave XNNPACK."""
 
 
 @slotted
@@ -55,6 +61,7 @@ class WeightPlan:
         known: What was read of the constants of the file before, by other plans.
         finer_few: Whether constants of few elements take 8 bits instead of fewer.
         scale_axes: Along which axis scales lie where only DEQUANTIZE reads them, by position of the buffer.
+        may_be_sparse: Whether int8 behind DEQUANTIZE may be stored without its zeros.
         blocked: Id of each candidate that stays, with ``(rule, reason)``.
         magnitudes: What was read of the constants.
         by_value: Candidates by the id of the tensor that operators read; without biases.
@@ -76,6 +83,7 @@ class WeightPlan:
     known: Magnitudes | None = None
     finer_few: bool = False
     scale_axes: Mapping[int, int] = field(default_factory=dict)
+    may_be_sparse: bool = True
     graph: Graph = field(init=False)
     blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
     magnitudes: Magnitudes = field(default_factory=Magnitudes)
@@ -161,13 +169,13 @@ class WeightPlan:
         works: dict[tuple[object, ...], Work] = {}
         for made in decisions:
             buffer = made.item.stored.buffer
-            if made.form.is_integer and buffer.blob is not None:
+            if made.form.is_integer:
                 key = (id(buffer), made.content)
                 if key in works:
                     # Read through another tensor as well: what all of them do is not one product.
                     works[key] = replace(works[key], uses=(*works[key].uses, *made.item.uses))
                 else:
-                    works[key] = self.work(made, buffer.blob, self.positions[id(buffer)])
+                    works[key] = self.work(made, made.item.blob, self.positions[id(buffer)])
         return list(works.values())
 
     def _already(self) -> list[Skip]:
@@ -318,7 +326,7 @@ class WeightPlan:
             # The same scales: as float16 with what multiplies, which was asked for, or as float32.
             return min(other, made, key=self._nbytes_of) if encoding.block == FITTING else made
         options = {each.channels: self._nbytes_of(each) for each in (made, other)}
-        smaller = {key: nbytes for key, nbytes in options.items() if nbytes < item.stored.buffer.nbytes}
+        smaller = {key: nbytes for key, nbytes in options.items() if nbytes < item.nbytes}
         if self.axes.best(item, encoding.form, smaller or options) == made.channels:
             return made
         self.fallbacks[id(item)] = "one scale per channel, which err less for their bytes than blocks"
@@ -363,22 +371,37 @@ class WeightPlan:
         """Decides for a constant that only DEQUANTIZE reads, so that its scales may lie along any axis."""
         readings = [Reading.DEQUANTIZE] * len(item.uses)
         made: dict[Channels, Decision] = {}
+        stored_as = self._sparse(item, encoding) or encoding.form
         fixed = self.scale_axes.get(self._position(item))
         for axis in self.forms.expanded_axes(item, encoding) if fixed is None else [fixed]:
             form = self.forms.dequantize(encoding.form, axis)
             if form is None:
                 return self.forms.no_dequantize(encoding.form)
-            each = Decision(item, readings, [form], axis, encoding.form)
+            each = Decision(item, readings, [form], axis, stored_as)
             each.sharing = self.axes.shared(item, each.channels.channels)
             made[each.channels] = each
         options = {channels: self._nbytes_of(each) for channels, each in made.items()}
-        stored = item.stored.buffer.nbytes
+        stored = item.nbytes
         # More scales than that, and nothing would be saved.
         smaller = {channels: nbytes for channels, nbytes in options.items() if nbytes < stored}
         best = self.axes.best(item, encoding.form, smaller or options)
         if self.axes.rather_kept(item, encoding.form, best, options):
             return "noise", "one scale errs more than its bytes are worth, and more scales save nothing"
         return made[best]
+
+    def _sparse(self, item: Candidate, encoding: Encoding) -> StorageForm | None:
+        """Returns the form that stores only what is not zero, where that is asked for and far smaller.
+
+        What is left to choose is not stored so: XNNPACK takes no layer whose weights come from it.
+        """
+        form, readers = encoding.form, [row_of(use.operator) for use in item.uses]
+        if not form.is_int8 or encoding.scheme is not Scheme.DEQUANTIZE or not self.may_be_sparse:
+            return None
+        if self.min_runtime < DENSIFY_IS_EXPANDED or not all(row.is_layer for row in readers):
+            return None
+        nbytes = self.magnitudes.sparse_nbytes(item)
+        far_less = nbytes + OVERHEAD_NBYTES < _SPARSE_SHARE * item.elements
+        return SparseInteger.of(form, nbytes) if far_less else None
 
     def _nbytes_of(self, made: Decision) -> int:
         """Returns what a constant takes then, with others that hold the same bytes: an overhead each."""
@@ -398,30 +421,30 @@ class WeightPlan:
         """
         wanted: dict[tuple[object, Channels], tuple[Candidate, Channels]] = {}
         for item in items:
-            encoding, blob = self.encodings[id(item)], item.stored.buffer.blob
+            encoding = self.encodings[id(item)]
             if id(item) in self.blocked or not encoding.form.is_integer or encoding.block is not None:
                 continue
-            if item.is_weight and blob is not None and (axes := self.axes.axes(item)):
+            if item.is_weight and (axes := self.axes.axes(item)):
                 channels = Channels.along(item.shape, axes[0])
                 if not self.magnitudes.knows(item, channels):
-                    wanted.setdefault((blob.identity, channels), (item, channels))
+                    wanted.setdefault((item.blob.identity, channels), (item, channels))
         rows = list(wanted.values())
-        nbytes = sum(item.stored.buffer.nbytes for item, _ in rows)
+        nbytes = sum(item.blob.nbytes for item, _ in rows)
         current().each(lambda row: self.magnitudes.of(*row), rows, nbytes=nbytes)
 
     def _measure(self, decisions: list[Decision]) -> None:
         """Reads the constants for their scales, several at a time; drops those that are not finite."""
-        work, total = current(), sum(made.item.stored.buffer.nbytes for made in decisions)
+        work, total = current(), sum(made.item.blob.nbytes for made in decisions)
         stage = work.stage("measuring", total)
 
         def measure(made: Decision) -> symmetric.Float32:
             largest = self.magnitudes.of(made.item, made.channels)
-            stage.tick(made.item.stored.buffer.nbytes)
+            stage.tick(made.item.blob.nbytes)
             return largest
 
         # Threads take longer to start than to look up what was read before.
         new = [made for made in decisions if not self.magnitudes.knows(made.item, made.channels)]
-        nbytes = sum(made.item.stored.buffer.nbytes for made in new)
+        nbytes = sum(made.item.blob.nbytes for made in new)
         with np.errstate(invalid="ignore"):
             for made, largest in zip(decisions, work.each(measure, decisions, nbytes=nbytes), strict=True):
                 if not np.isfinite(largest).all():

@@ -31,6 +31,7 @@ from tfl_rewrite.numerics import symmetric
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Float64, Levels
 from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.weights.candidates import Candidate
+from tfl_rewrite.weights.sparse import compressed_axis
 from tfl_rewrite.weights.storage import StorageForm, zero_points_nbytes
 from tfl_rewrite.work import current
 
@@ -77,6 +78,7 @@ class Magnitudes:
         noise: The error that rounding to the nearest leaves; see :meth:`ScaleAxes.noise`.
         clipped: Scales of least squared error, by :attr:`Work.content`.
         prices: What a byte is worth in error; see :class:`ScaleAxes`.
+        sparse: See :meth:`sparse_nbytes`.
     """
 
     known: dict[tuple[object, Channels], Float32] = field(default_factory=dict)
@@ -84,18 +86,27 @@ class Magnitudes:
     noise: dict[tuple[object, ...], float] = field(default_factory=dict)
     clipped: dict[object, Float32] = field(default_factory=dict)
     prices: dict[object, float] = field(default_factory=dict)
+    sparse: dict[object, int] = field(default_factory=dict)
     _finer: dict[object, tuple[Float32, Float64 | None]] = field(default_factory=dict)
     _held: dict[object, Blob] = field(default_factory=dict)
 
     def knows(self, item: Candidate, channels: Channels) -> bool:
         """Whether they were read before."""
-        blob = item.stored.buffer.blob
-        return blob is not None and (blob.identity, channels) in self.known
+        return (item.blob.identity, channels) in self.known
+
+    def sparse_nbytes(self, item: Candidate) -> int:
+        """Returns what a constant takes in bytes of which only what is not zero is stored, as int8."""
+        blob, key = item.blob, (item.blob.identity, item.shape)
+        if key not in self.sparse:
+            stored = _values(item, blob).reshape(item.shape) != 0
+            blob.release()
+            self.sparse[key] = int(np.count_nonzero(stored)) + compressed_axis(stored)[1]
+            self._held[blob.identity] = blob
+        return self.sparse[key]
 
     def of(self, item: Candidate, channels: Channels) -> Float32:
         """Returns the largest magnitude of each channel, float32 ``[channels]``."""
-        blob = item.stored.buffer.blob
-        assert blob is not None
+        blob = item.blob
         key = (blob.identity, channels)
         known = self.known.get(key)
         if known is None:
@@ -161,7 +172,7 @@ class ScaleAxes:
         noise = self.noise(item, best, form)
         sensible = [each for each in options if each.elements >= _LEAST_SHARED * each.channels]
         least = min((self.noise(item, channels, form) for channels in sensible), default=noise)
-        saved = item.stored.buffer.nbytes - options[best]
+        saved = item.nbytes - options[best]
         return noise > _FAR_LESS * least and noise > self._price(form) * saved
 
     def best_rate(self, item: Candidate, form: StorageForm, options: Mapping[Channels, int]) -> Channels:
@@ -210,8 +221,7 @@ class ScaleAxes:
 
         0 for what holds NaN or infinite values: it cannot be rounded.
         """
-        blob = item.stored.buffer.blob
-        assert blob is not None
+        blob = item.blob
         axis = next(iter(self._output_axes(item)), None)
         key = (blob.identity, item.shape, axis, channels, form.levels)
         found = self.magnitudes.noise.get(key)
@@ -236,7 +246,7 @@ class ScaleAxes:
             key = (form, *(self._told(item) for item in items))
             found = self.magnitudes.prices.get(key)
             if found is None:
-                nbytes = sum(item.stored.buffer.nbytes for item in items)
+                nbytes = sum(item.blob.nbytes for item in items)
                 error = sum(current().each(lambda item: self._least(item, form), items, nbytes=nbytes))
                 saved = nbytes - sum(form.data_nbytes(item.elements) for item in items)
                 found = self.magnitudes.prices[key] = error / max(1, saved)
@@ -245,12 +255,11 @@ class ScaleAxes:
 
     def _told(self, item: Candidate) -> object:
         """Returns what the error of a constant depends on besides its encoding."""
-        blob = item.stored.buffer.blob
-        return None if blob is None else blob.identity, item.shape, tuple(self._output_axes(item))
+        return item.blob.identity, item.shape, tuple(self._output_axes(item))
 
     def _least(self, item: Candidate, form: StorageForm) -> float:
         """Returns the error with as many scales as make sense and still save bytes."""
-        room = item.stored.buffer.nbytes - form.data_nbytes(item.elements)
+        room = item.blob.nbytes - form.data_nbytes(item.elements)
         # Along an axis first: the largest of all follows from the largest of each.
         ways = [Channels.along(item.shape, axis) for axis in (*self.axes(item), None)]
         ways = [way for way in ways if way.channels == 1 or self._scales_nbytes(item, way, form) < room]
@@ -261,8 +270,7 @@ class ScaleAxes:
         return form.scales_nbytes(count) + zero_points_nbytes(count, self.shared(item, count))
 
     def _measured(self, item: Candidate, axis: int | None, channels: Channels, levels: Levels) -> float:
-        blob = item.stored.buffer.blob
-        assert blob is not None
+        blob = item.blob
         lines = Channels.along(item.shape, 0 if axis is None and len(item.shape) > 1 else axis)
         flat = _looked_at(lines)
         every = np.frombuffer(blob.view(), dtypes.BY_VALUE[item.stored.dtype].numpy)

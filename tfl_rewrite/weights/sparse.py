@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.editing.editor import Editor
-from tfl_rewrite.flatbuf.record import INT32, UINT8, UINT16, Record, ScalarVector
+from tfl_rewrite.flatbuf.record import INT32, UINT8, UINT16, Record, ScalarVector, Sink
 from tfl_rewrite.kernels.table import DENSIFY, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Model, SubGraph, Tensor, new_record, schema
+from tfl_rewrite.model.ir import Buffer, Model, Operator, SubGraph, Tensor, new_record, schema
+from tfl_rewrite.options.frozen import frozen
 
 LARGEST_NBYTES = 1 << 30
 """Of a dense constant; a small file may claim more."""
@@ -132,89 +132,214 @@ def _coordinates(levels: Sequence[Record], most: int) -> Coordinates | None:
 
 def _vector(level: Record, name: str) -> Coordinates:
     held = level.get(name)
-    return np.array([] if held is None else list(held.get("values") or ()), np.int64)
+    numbers = None if held is None else held.get("values")
+    if numbers is None:
+        return np.zeros(0, np.int64)
+    found: Coordinates = np.frombuffer(numbers.raw, f"<{numbers.scalar.code}").astype(np.int64)
+    return found
 
 
-@dataclass(frozen=True, slots=True)
+def indices_nbytes(details: Record) -> int:
+    """Returns the bytes of what says where the values of a sparse constant lie."""
+    levels = details.get("dim_metadata") or ()
+    vectors = [level.get(name) for level in levels for name in ("array_segments", "array_indices")]
+    held = [None if item is None else item.get("values") for item in vectors]
+    return sum(int(item.nbytes) for item in held if item is not None)
+
+
+class DenseBlob:
+    """The bytes of the dense constant that a sparse one stands for, made when they are looked at.
+
+    Args:
+        tensor: The sparse constant, of a sound form; what becomes of it later does not matter.
+    """
+
+    __slots__ = ("_data", "_tensor", "identity", "nbytes")
+
+    def __init__(self, tensor: Tensor) -> None:
+        blob = tensor.buffer.blob
+        assert blob is not None
+        self._tensor = Tensor(tensor.name, tensor.shape, tensor.dtype, Buffer(blob), rest=tensor.rest)
+        self._data: memoryview | None = None
+        self.nbytes = dtypes.BY_VALUE[tensor.dtype].nbytes(tensor.elements)
+        self.identity: object = ("dense", blob.identity, tensor.shape)
+
+    def view(self) -> memoryview:
+        """Makes them, unless they are there."""
+        data = self._data
+        if data is None:
+            values = dense(self._tensor)
+            assert values is not None
+            data = self._data = values.reshape(-1).data.cast("B")
+        return data
+
+    def write_to(self, sink: Sink, offset: int) -> None:
+        """Writes them."""
+        sink.write_at(self.view(), offset)
+        self.release()
+
+    def release(self, start: int = 0, nbytes: int | None = None) -> None:
+        """Forgets them; they can be made again."""
+        self._data = None
+
+
+def is_sound(tensor: Tensor) -> bool:
+    """Whether a sparse constant stands for a dense one that a buffer of its own holds."""
+    return dense(tensor) is not None
+
+
+def densify_of(tensor: Tensor, graph: Graph) -> Operator | None:
+    """Returns the DENSIFY that alone reads a sparse constant; None where it cannot be done without."""
+    readers = graph.uses_of(tensor)
+    if len(readers) != 1 or row_of(readers[0].operator) is not DENSIFY:
+        return None
+    made = readers[0].operator.outputs[0] if readers[0].operator.outputs else None
+    alike = made is not None and (made.dtype, made.shape) == (tensor.dtype, tensor.shape)
+    if made is None or not alike or id(made) in graph.exposed or id(tensor) in graph.exposed:
+        return None
+    return readers[0].operator
+
+
+def leave_out(editor: Editor, subgraph: SubGraph, tensor: Tensor, densify: Operator) -> Tensor:
+    """Makes a constant of what a DENSIFY gives: it takes over the buffer, which holds dense bytes by then.
+
+    Args:
+        editor: Of the model; :meth:`Editor.finish` is left to the caller.
+        subgraph: Of the tensors.
+        tensor: The sparse constant, which goes.
+        densify: Its only reader; goes.
+
+    Returns:
+        The constant.
+    """
+    made = densify.outputs[0]
+    assert made is not None
+    made.buffer, made.quantization = tensor.buffer, tensor.quantization
+    editor.remove_operator(subgraph, densify, tensor)
+    editor.removed()
+    return made
+
+
+@frozen(eq=False)
 class SparseForm:
-    """A constant that stores only what is not zero, or whole blocks of it.
+    """Where the values lie of a constant that stores only what is not zero, or whole blocks of it.
 
     Attributes:
         details: How what is stored lies in the constant.
-        data: What is stored.
+        where: Positions of the stored values in the dense constant, in their order.
+        width: Bytes of a value.
     """
 
     details: Record
-    data: bytes
+    where: Coordinates
+    width: int
+
+    @property
+    def data_nbytes(self) -> int:
+        """Of the values."""
+        return int(self.where.size) * self.width
 
     @property
     def nbytes(self) -> int:
-        """Of the data and of what says where they lie."""
-        levels = self.details.get("dim_metadata") or ()
-        vectors = [level.get(name) for level in levels for name in ("array_segments", "array_indices")]
-        return len(self.data) + sum(int(item.get("values").nbytes) for item in vectors if item is not None)
+        """Of the values and of what says where they lie."""
+        return self.data_nbytes + indices_nbytes(self.details)
+
+    def data(self, values: npt.NDArray[Any]) -> bytes:
+        """Returns what is stored of a dense constant."""
+        return values.reshape(-1)[self.where].tobytes()
+
+
+def compressed_axis(stored: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """Returns the axis along which a sparse constant says in the fewest bytes where its values lie.
+
+    What is said of a row is where it begins, of each value its place in the row: a byte in rows of up to 256.
+
+    Args:
+        stored: Where the constant holds values, in its shape.
+
+    Returns:
+        The axis, and the bytes.
+    """
+    count = int(np.count_nonzero(stored))
+
+    def nbytes(axis: int) -> int:
+        length = int(stored.shape[axis])
+        return count * _width(length - 1) + (int(stored.size) // length + 1) * _width(count)
+
+    # The last one of equals, whose rows are in one piece.
+    best = min(range(stored.ndim - 1, -1, -1), key=nbytes)
+    return best, nbytes(best)
 
 
 def sparse_form(values: npt.NDArray[Any], block: int = 1) -> SparseForm:
-    """Returns the sparse form of a constant: its last axis is compressed.
+    """Returns the sparse form of a constant: one of its axes is compressed, for blocks the last one.
 
     Args:
-        values: In the shape of the constant, of one axis or more.
+        values: In the shape of the constant, of one axis or more, none of which is empty.
         block: So many neighbours along the last axis are stored where any of them is not zero; the axis is a
             whole number of blocks.
     """
-    *outer, length = values.shape
-    rows = np.ascontiguousarray(values).reshape(-1, length // block, block)
-    stored = rows.any(axis=2)
-    segments = np.concatenate([[0], np.cumsum(stored.sum(axis=1))])
-    levels = [new_record("DimensionMetadata").replace(dense_size=size) for size in outer]
-    indices = np.nonzero(stored)[1]
+    rank = values.ndim
+    stored = values != 0
+    axis = rank - 1 if block > 1 else compressed_axis(stored)[0]
+    order = [*(each for each in range(rank) if each != axis), axis]
+    rows = np.ascontiguousarray(stored.transpose(order)).reshape(-1, values.shape[axis] // block, block)
+    held = rows.any(axis=2)
+    segments = np.concatenate([[0], np.cumsum(held.sum(axis=1))])
+    levels = [new_record("DimensionMetadata").replace(dense_size=values.shape[each]) for each in order[:-1]]
     compressed = new_record("DimensionMetadata").replace(format=_SPARSE_CSR)
-    for name, numbers in (("array_segments", segments), ("array_indices", indices)):
+    for name, numbers in (("array_segments", segments), ("array_indices", np.nonzero(held)[1])):
         kind, vector = _packed(numbers)
         compressed = compressed.replace(**{f"{name}_type": kind, name: vector})
     levels.append(compressed)
-    order, blocks = list(range(len(levels))), []
+    blocks = []
     if block > 1:
         levels.append(new_record("DimensionMetadata").replace(dense_size=block))
-        order.append(len(order))
-        blocks.append(len(outer))
+        order.append(rank)
+        blocks.append(axis)
     details = new_record("SparsityParameters").replace(
         traversal_order=ScalarVector.of(INT32, order),
         block_map=ScalarVector.of(INT32, blocks) if blocks else None,
         dim_metadata=levels,
     )
-    return SparseForm(details, rows[stored].tobytes())
+    flat = np.arange(values.size).reshape(values.shape).transpose(order[:rank]).reshape(rows.shape)
+    return SparseForm(details, flat[held].reshape(-1), values.itemsize)
+
+
+def _width(most: int) -> int:
+    """Returns the bytes of the narrowest numbers that a sparse constant may have up to one."""
+    return 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4
+
+
+_VECTORS = {1: ("Uint8Vector", UINT8), 2: ("Uint16Vector", UINT16), 4: ("Int32Vector", INT32)}
 
 
 def _packed(numbers: npt.NDArray[np.integer]) -> tuple[int, Record]:
     """Returns a vector in the narrowest type that takes its numbers, and its member of the union."""
-    most = int(numbers.max(initial=0))
-    name = "Uint8Vector" if most < 1 << 8 else "Uint16Vector" if most < 1 << 16 else "Int32Vector"
-    spec = new_record(name)
-    width = {"Uint8Vector": UINT8, "Uint16Vector": UINT16, "Int32Vector": INT32}[name]
+    name, kind = _VECTORS[_width(int(numbers.max(initial=0)))]
     number = schema().enums["SparseIndexVector"].values[name]
-    return number, spec.replace(values=ScalarVector.of(width, numbers.tolist()))
+    raw = numbers.astype(f"<{kind.code}").tobytes()
+    return number, new_record(name).replace(values=ScalarVector(kind, raw))
 
 
 OVERHEAD_NBYTES = 400
 """Of the operator, the tensor and the tables of a sparse constant, with room: RNet's took about 200 each."""
 
 
-def make_sparse(editor: Editor, subgraph: SubGraph, tensor: Tensor, made: SparseForm) -> None:
+def make_sparse(editor: Editor, subgraph: SubGraph, tensor: Tensor, form: SparseForm, buffer: Buffer) -> None:
     """Stores a constant sparse, and puts the DENSIFY before its readers that makes it dense again.
 
     Args:
         editor: Of the model; :meth:`Editor.finish` is left to the caller.
         subgraph: Of the tensor.
         tensor: The constant; keeps its name, and is computed from now on.
-        made: What it stores.
+        form: Where its values lie.
+        buffer: Holds what is stored.
     """
-    compressed = editor.add_like(subgraph, tensor, tensor.dtype_name, suffix="sparse")
+    compressed = editor.add_like(subgraph, tensor, tensor.dtype_name, tensor.quantization, suffix="sparse")
     compressed.signature = None
-    compressed.rest = compressed.rest.replace(sparsity=made.details)
-    compressed.buffer = editor.add_buffer(made.data)
-    emptied, tensor.buffer = tensor.buffer, editor.sentinel()
-    editor.release(emptied)
+    compressed.rest = compressed.rest.replace(sparsity=form.details)
+    compressed.buffer = buffer
+    tensor.buffer = editor.sentinel()
     operator = editor.plain(DENSIFY, 1, [compressed], tensor)
     subgraph.operators.insert(editor.first_reader(subgraph, tensor), operator)

@@ -119,6 +119,11 @@ class StorageForm(ABC):
         return None
 
     @property
+    def is_sparse(self) -> bool:
+        """Whether only what is not zero is stored."""
+        return False
+
+    @property
     def native(self) -> bool:
         """Whether a kernel reads scales that lie in a tensor of their own."""
         return False
@@ -340,7 +345,7 @@ def block_useless(model: Model, decisions: Sequence[Decision], blocked: dict[int
         elif key in pinned:
             reason = ("shared", "metadata refers to its bytes")
         elif not any(map(together, group)):
-            saved = group[0].item.stored.buffer.nbytes - group_nbytes(group)
+            saved = group[0].item.nbytes - group_nbytes(group)
             if saved <= 0:
                 kind = group[0].form.name
                 reason = ("not-smaller", f"{kind} with its scales and operators takes {-saved} bytes more")
@@ -359,7 +364,7 @@ def _block_together(groups: dict[int, list[Decision]], blocked: dict[int, tuple[
                 for use in made.item.uses:
                     operators.setdefault(id(use.operator), {})[key] = group
     for buffers in operators.values():
-        saved = sum(group[0].item.stored.buffer.nbytes - group_nbytes(group) for group in buffers.values())
+        saved = sum(group[0].item.nbytes - group_nbytes(group) for group in buffers.values())
         if saved <= 0:
             reason = ("not-smaller", f"int8 takes {-saved} bytes more for all weights of its operator")
             for made in (made for group in buffers.values() for made in group):
