@@ -100,6 +100,33 @@ def test_small_ranges_take_small_forms() -> None:
     assert found[2] is None
 
 
+def test_many_small_and_few_large_integers_lie_two_to_a_byte() -> None:
+    made = Net()
+    x = made.input("x", (1, 512))
+    values = made.random.laplace(size=(64, 512)).astype(np.float32)
+    made.output(made.dense(x, made.constant("fc", values), "out"))
+    coder, places = opened(made.model)
+    sized = Codec.DEFLATE.sized(quick=True)
+    found = [coder.best(places["fc"], 1 / steps, list(code_forms()), sized) for steps in (2, 10, 40)]
+    assert [code.form for code in found if code is not None] == ["int4+int4", "int8", "int10"]
+
+
+def test_rows_that_are_looked_up_are_not_clipped() -> None:
+    made = Net()
+    values = made.random.standard_normal((96, 64)).astype(np.float32)
+    values[5] *= 2
+    looked, dense = made.constant("table", values), made.constant("fc", -values)
+    made.output(made.add("GATHER", [looked, made.input("at", (1,), np.int32)], "rows", (1, 64)))
+    made.output(made.dense(made.input("x", (1, 64)), dense, "out"))
+    coder, places = opened(made.model)
+    found = [
+        coder.best(places[name], 0.4, ["int8", "int4"], Codec.DEFLATE.sized(quick=True))
+        for name in ("fc", "table")
+    ]
+    # One row in a hundred is beyond four bits; it may be the one that all texts are filled up with.
+    assert [code.form for code in found if code is not None] == ["int4", "int8"]
+
+
 def test_channels_of_a_depthwise_filter_have_steps_of_their_own() -> None:
     model = net()
     coder, places = opened(model)

@@ -88,5 +88,5 @@ def test_no_time_to_look_at_activations_is_no_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("tfl_rewrite.search.downloads.code_search", looks)
     opened: Any = SimpleNamespace(wanted=SimpleNamespace(goal=Goal(min_snr=30.0)), clock=clock)
     judge: Any = None
-    assert by_steps(opened, judge) is None and asked == [0.5] and clock.share == 1.0
+    assert by_steps(opened, judge) is None and asked == [0.75] and clock.share == 1.0
     clock.interrupt()

@@ -137,9 +137,12 @@ class Coder:
         start = max(0, (values.size - _SAMPLE) // 2)
         part = slice(start, start + _SAMPLE)
         share, made = values.size / values[part].size, dict[str, float]()
+        # Of what is looked up some rows count for much more than others, and nothing tells which.
+        whole = None in _products(self._items[position])
+        largest = float(np.abs(values / wanted).max(initial=0.0))
         for name in names:
             form = code_forms()[name]
-            if not self._smaller(position, form):
+            if not self._smaller(position, form) or (whole and np.rint(largest) > form.levels.high):
                 continue
             steps = self._steps(position, Code(step, name, self._axis(position)))[part]
             ideal = values[part] / steps

@@ -35,8 +35,8 @@ from tfl_rewrite.weights.grids import Constant, find_constants
 LEAST_CODED = 320
 """Elements from which on a tensor, an operator and the scales cost less than floats on a grid."""
 
-_SHARE = 0.5
-"""Of the time limit: what is left is for other encodings."""
+_SHARE = 0.75
+"""Of the time limit: what is left is for other encodings, which are seldom smaller."""
 _LEAST_ELEMENTS = 16
 """Smaller constants stay as they are."""
 _PROBED = 8.0

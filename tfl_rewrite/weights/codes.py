@@ -15,6 +15,7 @@ from tfl_rewrite.numerics.codecs import Sized
 from tfl_rewrite.numerics.symmetric import Error, Float32
 from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.encoding import Encoding, Scheme
+from tfl_rewrite.weights.forms.integers import NIBBLES
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.rounders import Emit, Rounder, Work, emitted
 from tfl_rewrite.weights.storage import StorageForm, forms
@@ -56,7 +57,8 @@ class Code:
 @functools.cache
 def code_forms() -> dict[str, StorageForm]:
     """Returns the forms that integers are tried in, the widest first, by name."""
-    return {name: forms()[name] for name in ("int12", "int10", "int8", "int6", "int4")}
+    known = {**forms(), NIBBLES.name: NIBBLES}
+    return {name: known[name] for name in ("int12", "int10", "int8", NIBBLES.name, "int6", "int4")}
 
 
 class Coding(Protocol):

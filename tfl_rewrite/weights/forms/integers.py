@@ -308,3 +308,8 @@ FORMS = (
     ),
     Integer("int2", ("INT2",), tried=("int2:channel:dequantize", "int2:block:dequantize")),
 )
+
+NIBBLES = SplitInteger("int4+int4", ("INT4", "INT4"), full_range=False)
+"""As many as int8, for downloads alone: what lies two to a byte deflates to less where most integers are
+small and few are large. Deflate finds three equal bytes in a row often then, and spends more bits on them
+than on three bytes one by one."""
