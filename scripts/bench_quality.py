@@ -37,7 +37,7 @@ from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
-from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.remove_dead import RemoveDead, strips
 from tfl_rewrite.search.anytime import Anytime
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.search import key_of, snr_of
@@ -68,6 +68,8 @@ UNIFORM = (
     *((effort, *form) for effort in ("fast", "balanced", "best") for form in FORMS),
 )
 """What ``quantize-weights`` makes without a search."""
+PACKED = (*strips(("names",)), Compact())
+"""What ``shrink --strip names`` does last: nothing refers to the names of tensors inside."""
 ALIKE = (
     ("dynamic_wi8_afp32", "int8:channel:hybrid"),
     ("weight_only_wi8_afp32", "int8:channel:dequantize"),
@@ -195,7 +197,7 @@ def uniform_points(path: Path, inputs: Path, judge: Judge, made: Path) -> list[P
         try:
             run_passes(model, [*[RemoveDead()], Dedup(), weights])
             # With the strings and defaults stored once, as the search stores them.
-            packing = [result.packing for result in run_passes(model, [Compact()])]
+            packing = [result.packing for result in run_passes(model, PACKED)]
             save(model, made, force=True, packing=next((item for item in packing[::-1] if item), None))
         except TflRewriteError as error:
             point.error = str(error)
@@ -212,7 +214,7 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
     wanted = Wanted(
         goal=Goal(min_snr=THRESHOLDS[0], time_limit=limit, sure=False),
         base=base_pass(QuantizeWeights(effort="balanced")),
-        frame=Frame(path, [RemoveDead(), Dedup()], [Compact()]),
+        frame=Frame(path, [RemoveDead(), Dedup()], PACKED),
         # All of the file serves for searching: what judges lies in another one, and never settles a step.
         judging=Judging(inputs=calibration, holdout=calibration),
     )

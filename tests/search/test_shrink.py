@@ -32,6 +32,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.remove_dead import names_nbytes
 from tfl_rewrite.search.clock import Clock
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
 from tfl_rewrite.search.session import Wanted
@@ -273,6 +274,29 @@ def test_agreement_from_few_samples_is_doubted(digits: tuple[Path, Judging, Path
     report = search(digits, tmp_path / "out.tflite", min_agreement=0.99)
     assert report.proven is not None and report.proven.outputs[0].argmax_agreement == 1.0
     assert any("cannot be told from 2 samples: give at least 100" in note for note in report.notes)
+
+
+@pytest.mark.runtime
+def test_names_that_nothing_refers_to_are_left_out_on_request(
+    digits: tuple[Path, Judging, Path], tmp_path: Path
+) -> None:
+    files, notes = [], []
+    for number, strip in enumerate(((), ("names",))):
+        files.append(tmp_path / f"{number}.tflite")
+        report = search(digits, files[-1], min_snr=20.0, strip=strip)
+        assert report.promised is not None and report.promised.nbytes == files[-1].stat().st_size
+        notes.append([note for note in report.notes if "--strip names" in note])
+    model, small = load(files[0]), load(files[1])
+    nbytes, spared = names_nbytes(model), files[0].stat().st_size - files[1].stat().st_size
+    assert abs(spared - nbytes) < 0.1 * nbytes and names_nbytes(small) == 0
+    assert len(notes[0]) == 1 and f"{names_nbytes(load(digits[0])):,} bytes" in notes[0][0] and not notes[1]
+    ends = [
+        [item.name for item in (*each.subgraphs[0].inputs, *each.subgraphs[0].outputs)]
+        for each in (model, small)
+    ]
+    assert ends[0] == ends[1] and all(ends[0])
+    verdict = tfl_rewrite.verify(files[0], files[1], digits[1])
+    assert verdict.passed and all(item.bit_exact for item in verdict.outputs)
 
 
 @pytest.mark.runtime

@@ -9,6 +9,7 @@ refers to what would move (:mod:`tfl_rewrite.editing.metadata`). A second run fi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -27,6 +28,10 @@ _METADATA = "metadata:"
 
 STRIP = "drop more: names (of tensors inside), min-max (ranges that the converter noted), metadata:NAME"
 """Help of an option of several passes."""
+
+
+_NAME_NBYTES = 7
+"""Of a name beside its text: its length, the zero behind it, and what aligns the next."""
 
 
 class Strip(Pass):
@@ -73,24 +78,38 @@ class Strip(Pass):
         return PassResult(self.name, tuple(changes), (), tuple(notes))
 
 
-def _names(model: Model) -> list[Edit]:
+def inner(model: Model) -> list[tuple[int, Tensor]]:
+    """Returns the tensors whose names nothing refers to, each with the position of its subgraph."""
     kept = {id(tensor) for graph in model.subgraphs for tensor in [*graph.inputs, *graph.outputs]}
     kept |= {id(tensor) for item in model.signatures for _, tensor in [*item.inputs, *item.outputs]}
-    changes = []
-    for index, subgraph in enumerate(model.subgraphs):
-        count = nbytes = 0
-        for tensor in subgraph.tensors:
-            if id(tensor) in kept or tensor.is_variable or not (tensor.name or "name" in tensor.rest):
-                continue
-            count += 1
-            nbytes += len(tensor.name.encode("utf-8", "surrogateescape"))
-            tensor.name = ""
-            tensor.rest = tensor.rest.replace(name=None)
-        if count:
-            changes.append(
-                Edit(f"subgraphs[{index}].tensors", f"{count} names dropped", nbytes, {"count": count})
-            )
-    return changes
+    return [
+        (index, tensor)
+        for index, subgraph in enumerate(model.subgraphs)
+        for tensor in subgraph.tensors
+        if id(tensor) not in kept and not tensor.is_variable and (tensor.name or "name" in tensor.rest)
+    ]
+
+
+def names_nbytes(model: Model) -> int:
+    """Returns about how many bytes a compact file takes for the names of tensors inside, equal ones once."""
+    return sum(_NAME_NBYTES + len(_raw(name)) for name in {tensor.name for _, tensor in inner(model)})
+
+
+def _raw(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _names(model: Model) -> list[Edit]:
+    counts, nbytes = Counter[int](), Counter[int]()
+    for index, tensor in inner(model):
+        counts[index] += 1
+        nbytes[index] += len(_raw(tensor.name))
+        tensor.name = ""
+        tensor.rest = tensor.rest.replace(name=None)
+    return [
+        Edit(f"subgraphs[{index}].tensors", f"{count} names dropped", nbytes[index], {"count": count})
+        for index, count in counts.items()
+    ]
 
 
 def _min_max(model: Model) -> list[Edit]:

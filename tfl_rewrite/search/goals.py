@@ -30,6 +30,7 @@ from tfl_rewrite.options.option import (
     values_of,
 )
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
+from tfl_rewrite.passes.remove_dead import STRIP, STRIPS
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.rounders import Effort
 
@@ -107,6 +108,7 @@ class Goal(JsonData):
         encodings: What is tried for each constant, such as ``int4:block:32``; None for all that the
             objective gains by.
         time_limit: Seconds after which the search ends with the best that it has; None for no limit.
+        strip: What is left out besides, as for :class:`Compact`.
         state: A file that measurements are kept in, so that a search can be continued.
         sure: Whether ratios are to hold on as many other samples, most likely; see
             :attr:`OutputComparison.doubt_db`. Otherwise on those at hand.
@@ -194,6 +196,7 @@ class Goal(JsonData):
             bounds=(1e-9, _NO_LIMIT),
         )
     )
+    strip: tuple[str, ...] = left_out(option((), STRIP, kind=STRIPS, metavar="WHAT,..."))
     state: str | os.PathLike[str] | None = left_out(
         option(
             None,

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 from tfl_rewrite.calibration.holdout import Split
 from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.options.patterns import MOST_CHARACTERS, exact
+from tfl_rewrite.passes.remove_dead import names_nbytes
 from tfl_rewrite.passes.simplify import Simplify
 from tfl_rewrite.pipeline.report import Report
 from tfl_rewrite.search.goals import FLOATS, Goal
@@ -306,3 +308,15 @@ def _bars(report: ShrinkReport, units: Any, axes: Any) -> None:
     axes.bar_label(bars, labels, fontsize=6, padding=2)
     axes.set_xlabel("bytes in the file")
     axes.margins(x=0.25)
+
+
+_MANY_NAMES = 0.02
+"""Of a file, what names may take that nothing refers to before a note says so."""
+
+
+def names_note(model: Model, goal: Goal, made: Measured | None) -> list[str]:
+    """Returns a note where much of what was made are names that could be left out; else nothing."""
+    nbytes = 0 if made is None or "names" in ",".join(goal.strip) else names_nbytes(model)
+    if made is None or nbytes <= _MANY_NAMES * made.nbytes:
+        return []
+    return [f"names of tensors inside take about {nbytes:,} bytes; --strip names leaves them out"]

@@ -20,7 +20,7 @@ from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.prune import Encode, Prune
-from tfl_rewrite.passes.remove_dead import RemoveDead
+from tfl_rewrite.passes.remove_dead import RemoveDead, strips
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.passes.simplify import Simplify
 from tfl_rewrite.pipeline.report import Plan
@@ -31,7 +31,7 @@ from tfl_rewrite.search.clock import Clock, TimeIsUp
 from tfl_rewrite.search.downloads import by_steps, smallest_download
 from tfl_rewrite.search.goals import ANY, FLOATS, INTEGERS, Goal, Objective
 from tfl_rewrite.search.integers import FLOAT_SHARE, Tried, chosen, of_floats, rivals, why_not
-from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
+from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport, names_note
 from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.session import Session, Wanted, session
 from tfl_rewrite.search.settle import caveats, settle
@@ -47,7 +47,6 @@ UNTIMED = (
     "give more with --time-limit"
 )
 _BEFORE: tuple[Pass, ...] = (RemoveDead(), Dedup())
-_AFTER: tuple[Pass, ...] = (Compact(),)
 
 
 def shrink(
@@ -127,7 +126,7 @@ def search_and_publish(
         last = Plan(
             source=opened.wanted.frame.source,
             target=plan.target,
-            passes=(*opened.wanted.frame.before, *best.passes, *_AFTER),
+            passes=(*opened.wanted.frame.before, *best.passes, *opened.wanted.frame.after),
             # Nothing is fitted any more: these judge only.
             settings=replace(
                 opened.far,
@@ -241,7 +240,7 @@ def _wanted(plan: Plan, goal: Goal) -> Wanted:
         grids = RoundWeights(effort=Effort.FAST if goal.effort is Effort.FAST else Effort.BALANCED)
     return Wanted(
         goal=goal,
-        frame=Frame(source, _BEFORE, _AFTER),
+        frame=Frame(source, _BEFORE, (*strips(goal.strip), Compact())),
         judging=with_media(judging, source),
         base=base_pass(goal.weights, goal.objective),
         grids=grids,
@@ -260,6 +259,7 @@ def _report(plan: Plan, opened: Session, best: Tried, tried: Sequence[Tried]) ->
     if kept and goal.bounds_error and best.search is not None and best.search.units:
         text = f"nothing smaller was found that keeps {goal.text()}: the original, but for what loses nothing"
         own.append(text)
+    own += names_note(model, goal, found.promised)
     return ShrinkReport(
         goal=goal,
         source=source.path,
