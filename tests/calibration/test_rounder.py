@@ -253,6 +253,25 @@ def test_a_run_of_the_float_model_serves_as_many_weights_as_fit(
     assert weights > 2 and made[0][1] == 2 * weights and made[64 << 20][1] == weights + 1
 
 
+def test_what_weights_meet_is_kept_for_their_other_encodings(
+    fixtures: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = files_opened(monkeypatch)
+
+    def made(keeps: int) -> list[tuple[bytes, int]]:
+        rounder, found = Calibrated(Judging(inputs=(few,)), keeps=keeps), []
+        for text in ("int8:channel:dequantize", "int4:channel:dequantize"):
+            opened.clear()
+            model = load(fixtures / "digits_cnn.tflite")
+            QuantizeWeights(encoding=Encoding.parse(text), rounder=rounder).run(model, Context())
+            found.append((model.to_bytes(), len(opened)))
+        return found
+
+    alone, kept, some = made(0), made(64 << 20), made(20_000)
+    assert [data for data, _ in alone] == [data for data, _ in kept] == [data for data, _ in some]
+    assert alone[1][1] == some[1][1] == kept[0][1] > 0 == kept[1][1]
+
+
 def test_what_was_rounded_in_order_before_is_not_rounded_again(
     fixtures: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,9 @@ IN_ORDER_NBYTES = 256 << 20
 AT_ONCE_NBYTES = 256 << 20
 """Of weights that are rounded at a time, with all that belongs to them; one that takes more is alone."""
 
+METRICS_NBYTES = 64 << 20
+"""Of what follows from the inputs alone, for a search that asks for other encodings of the same weights."""
+
 ONE_SAMPLE = "a single sample meets them, so that nothing could judge what was fitted to it"
 
 _HALF_DIGITS = 11
@@ -108,6 +111,7 @@ class Calibrated(Observer[Trial], Clipped):
         progress: See :class:`Observer`.
         time_is_up: Called before each weight; once it says so, the rest is rounded without activations.
         beside: See :class:`Observer`.
+        keeps: Bytes of what weights meet that is kept for other encodings of them, asked for later.
     """
 
     def __init__(
@@ -121,8 +125,11 @@ class Calibrated(Observer[Trial], Clipped):
         progress: Progress | None = None,
         time_is_up: Callable[[], bool] = lambda: False,
         beside: Judge | None = None,
+        keeps: int = 0,
     ) -> None:
         super().__init__(judging, progress, beside=beside)
+        self._keeps = keeps
+        self._metrics: dict[Wanted, Metrics] = {}
         self._effort = EFFORTS[effort]
         self._memory = ordered
         self._simulate = simulate
@@ -240,7 +247,8 @@ class Calibrated(Observer[Trial], Clipped):
         groups: dict[Wanted, list[_Job]] = {}
         for job in {_key(job.work): job for job in jobs}.values():
             groups.setdefault(job.wanted, []).append(job)
-        places = list(groups.values())
+        known = [group for wanted, group in groups.items() if wanted in self._metrics]
+        places = [group for wanted, group in groups.items() if wanted not in self._metrics]
         threads = current().threads
         waiting: deque[tuple[Future[list[_Outcome]], int]] = deque()
 
@@ -256,28 +264,43 @@ class Calibrated(Observer[Trial], Clipped):
             make_room(MEMORY_NBYTES)
             return self._time_is_up()
 
+        def begin(group: list[_Job], metrics: Metrics | str) -> None:
+            elements = group[0].work.channels.elements
+            nbytes = rounding_nbytes(group[0].wanted.product, elements, keep=len(group) > 1)
+            make_room(nbytes)
+            waiting.append((pool.submit(self._rounded, group, metrics), nbytes))
+
         with ThreadPoolExecutor(threads) as pool:
             try:
-                found = collect(probe, list(groups), calls, enough=enough, progress=self.progress)
+                for group in known:
+                    begin(group, self._metrics[group[0].wanted])
+                wanted = [group[0].wanted for group in places]
+                found = collect(probe, wanted, calls, enough=enough, progress=self.progress)
                 for position, moments in found:
-                    group = places[position]
-                    elements = group[0].work.channels.elements
-                    nbytes = rounding_nbytes(group[0].wanted.product, elements, keep=len(group) > 1)
-                    make_room(nbytes)
-                    waiting.append((pool.submit(self._rounded, group, moments), nbytes))
+                    begin(places[position], self._metrics_of(places[position], moments))
                 make_room(AT_ONCE_NBYTES)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _rounded(self, group: Sequence[_Job], moments: Moments | str) -> list[_Outcome]:
+    def _metrics_of(self, group: Sequence[_Job], moments: Moments | str) -> Metrics | str:
+        """Returns what follows from what a weight meets; keeps it for later where there is room."""
+        if isinstance(moments, str):
+            return moments
+        nbytes = Metrics.nbytes_of(moments)
+        if nbytes > self._keeps:
+            return Metrics(moments, keep=len(group) > 1)
+        self._keeps -= nbytes
+        made = self._metrics[group[0].wanted] = Metrics(moments, keep=True)
+        return made
+
+    def _rounded(self, group: Sequence[_Job], metrics: Metrics | str) -> list[_Outcome]:
         """Rounds one weight in all of its encodings; several weights at a time, each in a thread."""
-        metrics = Metrics(moments, keep=len(group) > 1) if isinstance(moments, Moments) else None
         found = []
         for job in group:
             if self._time_is_up():
-                moments = OUT_OF_TIME
-            found.append(self._outcome(job, moments, metrics))
+                metrics = OUT_OF_TIME
+            found.append(self._outcome(job, metrics))
         return found
 
     def _keep(self, outcomes: Sequence[_Outcome]) -> None:
@@ -316,7 +339,8 @@ class Calibrated(Observer[Trial], Clipped):
             if known is None:
                 in_time = not self._time_is_up()
                 moments = _drift(floats, rounded, job, calls) if in_time else OUT_OF_TIME
-                found = self._outcome(job, moments, run=run)[1:]
+                metrics = moments if isinstance(moments, str) else Metrics(moments)
+                found = self._outcome(job, metrics, run=run)[1:]
                 nbytes = job.work.channels.elements
                 known = (memory.put(at, step, found, nbytes) if in_time else -1), found
             at = known[0]
@@ -363,16 +387,14 @@ class Calibrated(Observer[Trial], Clipped):
         values = integers.reshape(work.shape) * scale[_channel_index(work)]
         rounded.put(place, work.uses[0].position, values)
 
-    def _outcome(
-        self, job: _Job, moments: Moments | str, metrics: Metrics | None = None, run: Run = map
-    ) -> _Outcome:
+    def _outcome(self, job: _Job, metrics: Metrics | str, run: Run = map) -> _Outcome:
         """Rounds one weight in the way that errs least on samples that it was not fitted to."""
-        if isinstance(moments, Moments) and not moments.halved:
-            moments = ONE_SAMPLE
-        if isinstance(moments, str):
-            return job, moments, None
+        if isinstance(metrics, Metrics) and not metrics.moments.halved:
+            metrics = ONE_SAMPLE
+        if isinstance(metrics, str):
+            return job, metrics, None
         with symmetric.short_loops():
-            rounding = LayerRounding(job.weight(), job.plan, moments, self._effort, metrics)
+            rounding = LayerRounding(job.weight(), job.plan, metrics.moments, self._effort, metrics)
             trial = rounding.tried(super().scales(job.work), run)
             if trial.best is Fit.NEAREST:
                 return job, trial, None

@@ -143,13 +143,22 @@ class Metrics:
     Args:
         moments: Of what a weight meets.
         keep: Whether each is kept, for it is asked for again: by other encodings of the same weight.
+
+    Attributes:
+        moments: As given.
     """
 
     def __init__(self, moments: Moments, *, keep: bool = False) -> None:
+        self.moments = moments
         self._covariances = Covariances(moments)
         self._keep = keep and _KEPT_METRICS * 2 * moments.square[0].nbytes <= _KEPT_NBYTES
         self._known: dict[tuple[bool, int | None], Metric] = {}
         self._lock = threading.Lock()
+
+    @staticmethod
+    def nbytes_of(moments: Moments) -> int:
+        """Returns about how much memory moments and all that is kept take."""
+        return moments.square.nbytes + min(_KEPT_METRICS * 2 * moments.square[0].nbytes, _KEPT_NBYTES)
 
     def of(self, *, centred: bool, half: int | None) -> Metric:
         """Returns one; see :meth:`Covariances.of`."""

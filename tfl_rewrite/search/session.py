@@ -263,7 +263,7 @@ def _rounders(
     """Gives the passes what looks at inputs; one for all trials, so that nothing is done twice."""
     from tfl_rewrite.calibration.coder import Coder
     from tfl_rewrite.calibration.fitter import Fitter
-    from tfl_rewrite.calibration.rounder import Calibrated, Ordered
+    from tfl_rewrite.calibration.rounder import METRICS_NBYTES, Calibrated, Ordered
 
     base, grids, pruning = wanted.base, wanted.grids, wanted.pruning
     if not inputs or wanted.goal.effort is Effort.FAST:
@@ -295,7 +295,11 @@ def _rounders(
         return replace(plain, rounder=calibrated(ordered=known))
 
     return Rounders(
-        replace(plain, rounder=calibrated()), plain, ordered, grids, coder=Coder(fitter, clock.interrupt)
+        replace(plain, rounder=calibrated(keeps=METRICS_NBYTES)),
+        plain,
+        ordered,
+        grids,
+        coder=Coder(fitter, clock.interrupt),
     )
 
 
