@@ -14,8 +14,11 @@ from tfl_rewrite.search.holdout_judge import Figures
 from tfl_rewrite.search.settle import MOST_TRIES, Room, _room, caveats, in_order
 from tfl_rewrite.search.standing import Found
 from tfl_rewrite.search.trials import Measured, Rounding
+from tfl_rewrite.weights.rounders import Effort
 
 from .helpers import judged, measured, verdict
+
+BEST = Goal(min_snr=30.0, effort=Effort.BEST)
 
 
 class World:
@@ -77,7 +80,7 @@ def run(world: World, start: Found, tries: int = 5) -> Found:
 
 
 def test_what_it_wins_makes_the_file_smaller() -> None:
-    world = World(Goal(min_snr=30.0))
+    world = World(BEST)
     start = settled(world)
     found = run(world, start)
     assert (
@@ -92,7 +95,7 @@ def test_what_it_wins_makes_the_file_smaller() -> None:
 
 @pytest.mark.parametrize(("won", "is_taken"), [(26.0, True), (24.0, False)])
 def test_beyond_a_jump_all_that_the_file_before_it_fits_is_fitted(won: float, is_taken: bool) -> None:
-    world = World(Goal(min_snr=30.0), won=won)
+    world = World(BEST, won=won)
     start, other = settled(world, 41.0), world.at(5.0)
     assert start.promised is not None
     # What the smaller file leaves as it is, a weight behind the others, has a bias that makes up for them.
@@ -101,12 +104,20 @@ def test_beyond_a_jump_all_that_the_file_before_it_fits_is_fitted(won: float, is
     world.curve = [other, start.promised]
     found = run(world, start)
     assert found.promised is not None
-    assert world.ordered[1].choice == {**start.promised.choice, 9: form}
-    assert (found.promised.choice == world.ordered[1].choice) is is_taken
+    assert world.ordered[0].choice == {**start.promised.choice, 9: form}
+    assert (found.promised.choice == world.ordered[0].choice) is is_taken
+
+
+@pytest.mark.parametrize(("snr", "is_tried"), [(34.5, False), (35.5, True)])
+def test_with_less_effort_it_is_for_files_that_leave_much_unused(snr: float, is_tried: bool) -> None:
+    world = World(Goal(min_snr=30.0))
+    start = settled(world, snr)
+    found = run(world, start)
+    assert bool(world.ordered) is is_tried is (found is not start)
 
 
 def test_nothing_to_win() -> None:
-    world = World(Goal(min_snr=30.0), won=0.2)
+    world = World(BEST, won=0.2)
     start = settled(world)
     assert run(world, start) is start
     assert len(world.ordered) == 1 and not world.finished
@@ -114,7 +125,7 @@ def test_nothing_to_win() -> None:
 
 @pytest.mark.parametrize("tries", [0, 1, 2])
 def test_no_more_files_than_allowed(tries: int) -> None:
-    world = World(Goal(min_snr=30.0), held=1.0)
+    world = World(BEST, held=1.0)
     run(world, settled(world, 31.0), tries)
     assert len(world.ordered) <= tries + 1
     assert bool(world.ordered) == bool(tries)
@@ -122,13 +133,13 @@ def test_no_more_files_than_allowed(tries: int) -> None:
 
 def test_held_out_inputs_decide() -> None:
     # They show 1.5 dB less than the search: what the search would take is too small.
-    world = World(Goal(min_snr=30.0), held=1.5)
+    world = World(BEST, held=1.5)
     found = run(world, settled(world, 31.5))
     assert found.promised is not None and found.proven is not None
     assert (found.proven.snr or 0.0) >= 30.0
     assert len(world.finished) > 1
     # However far off they are, what was proven before stays.
-    world = World(Goal(min_snr=30.0), held=50.0)
+    world = World(BEST, held=50.0)
     start = settled(world, 80.0)
     assert run(world, start, 1) is start
 
@@ -151,16 +162,16 @@ def test_left_alone() -> None:
     agreement = World(Goal(min_agreement=0.9))
     assert run(agreement, settled(agreement)).promised == agreement.at(30.0)
     assert not agreement.ordered
-    world = World(Goal(min_snr=30.0))
+    world = World(BEST)
     world.can_order = False
     run(world, settled(world))
     assert not world.ordered
     nothing = Found()
-    assert run(World(Goal(min_snr=30.0)), nothing) is nothing
+    assert run(World(BEST), nothing) is nothing
 
 
 def test_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(Goal(min_snr=30.0))
+    world = World(BEST)
     start = settled(world)
 
     def late(_: Measured) -> Measured:
@@ -245,7 +256,7 @@ def test_room_grows_until_held_out_inputs_are_content() -> None:
 
 
 def test_what_is_proven_stays_where_time_ends_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(Goal(min_snr=30.0), won=6.0, held=-3.0)
+    world = World(BEST, won=6.0, held=-3.0)
     start, made = settled(world), world.in_order
 
     def late(found: Measured) -> Measured:
