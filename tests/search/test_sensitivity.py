@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite.search.clock import Clock
+from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.sensitivity import LEAST_GAIN, State, complete, measure
 from tfl_rewrite.search.trials import Rounded
 from tfl_rewrite.search.units import KEPT, Option, Unit
@@ -65,8 +66,9 @@ def test_what_the_inputs_do_not_use_counts_a_little() -> None:
 class Files:
     """Trials that only note which encodings are measured."""
 
-    def __init__(self) -> None:
+    def __init__(self, goal: Goal | None = None) -> None:
         self.measured: list[str] = []
+        self.goal = goal or Goal(max_nbytes=1)
 
     def prepare(self, _choices: object) -> None:
         pass
@@ -94,3 +96,52 @@ def test_more_than_eight_bits_are_told_from_fewer() -> None:
     # Of what has no other encoding something has to be known.
     assert files.measured == ["int4:channel:dequantize", "float16", "int8:channel:dequantize"]
     assert all(each.noise is not None for each in made.options)
+
+
+def of_bits(unit_bytes: float, *rows: tuple[str, float]) -> Unit:
+    """A unit of so many bytes whose encodings take parts of them."""
+    made = Unit(1, "w", ("CONV_2D",), 10, int(unit_bytes), [Option(KEPT, unit_bytes, unit_bytes)])
+    made.options += [
+        Option(Encoding.parse(text), unit_bytes * part, unit_bytes * part) for text, part in rows
+    ]
+    return made
+
+
+WIDTHS = [(f"int{bits}:channel:dequantize", bits / 32) for bits in (12, 10, 8, 6, 4, 2)]
+
+
+@pytest.mark.parametrize(
+    ("goal", "noise", "kept"),
+    [
+        # What int4 alone makes is 12 dB above the bound: 6 bits are 0 dB, 8 bits 12 dB below it.
+        (Goal(min_snr=30.0), 10**-1.8, {4, 6, 8}),
+        # 24 dB below: two bits keep it still, and at a bound 12 dB tighter, too.
+        (Goal(min_snr=30.0), 10**-5.4, {4, 2}),
+        # Beyond what it tells of others.
+        (Goal(min_snr=30.0), 0.3, {12, 10, 8, 6, 4, 2}),
+        # What such a bound needs is not known.
+        (Goal(min_snr=30.0, max_error=0.1), 10**-5.4, {12, 10, 8, 6, 4, 2}),
+    ],
+)
+def test_what_no_bound_nearby_takes_is_not_rounded(goal: Goal, noise: float, kept: set[int]) -> None:
+    class Told(Files):
+        def noise(self, choice: dict[int, Encoding]) -> np.ndarray:
+            (form,) = choice.values()
+            return np.array([noise * 4.0 ** (4 - form.form.bits)])
+
+        def rounded(self, choice: dict[int, Encoding]) -> Rounded:
+            tried.extend(form.form.bits for form in choice.values())
+            return Rounded({}, None)  # type: ignore[arg-type]
+
+    tried: list[int] = []
+    made = of_bits(4000.0, *WIDTHS)
+    measure(
+        [made],
+        Told(goal),  # type: ignore[arg-type]
+        1000,
+        state=State(None, ""),
+        clock=Clock(None),
+        progress=lambda _what, _done, _total: None,
+    )
+    assert tried[0] == 4 and set(tried) == kept
+    assert {option.form.form.bits for option in made.options[1:]} == kept  # type: ignore[union-attr]

@@ -67,7 +67,7 @@ class Search:
         # To deflate each file would take longer than to run it: what grids save is estimated.
         self._bytes = goal.objective in (Objective.FILE, Objective.DOWNLOAD) and not grids
         # A coarser grid spares less than a smaller encoding: there is more to try.
-        most = min(4 * len(units), MOST_REFINEMENTS) if grids else 0
+        most = min((4 if grids else 1) * len(units), MOST_REFINEMENTS)
         self._refinements = max(REFINEMENTS, most)
         self._ordering = 0.0
         self.notes: list[str] = []

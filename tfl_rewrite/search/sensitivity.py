@@ -13,13 +13,25 @@ import numpy as np
 
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.files.atomic import PLAIN, write_whole
+from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.numerics.grids import finest
 from tfl_rewrite.passes.prune import Sparsity
 from tfl_rewrite.search.clock import Clock, TimeIsUp
-from tfl_rewrite.search.goals import Objective
+from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import QUIET
 from tfl_rewrite.search.trials import Trials
-from tfl_rewrite.search.units import Float64, Form, Option, Unit, grid_at, grid_forms, grid_unit, grids_around
+from tfl_rewrite.search.units import (
+    Float64,
+    Form,
+    Option,
+    Unit,
+    cheapest,
+    grid_at,
+    grid_forms,
+    grid_unit,
+    grids_around,
+    ratio,
+)
 from tfl_rewrite.weights.encoding import Encoding
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
@@ -89,6 +101,7 @@ def _name(unit: Unit, option: Option) -> str:
 
 
 Progress = Callable[[str, int, int], None]
+_Pair = tuple[Unit, Option]
 
 PROBES = 240
 _LEAST_PROBES = 60
@@ -109,6 +122,12 @@ _SHARES = ("sparsity:0.5", "sparsity:0.8")
 
 _FINE = 8
 """The noise of more bits is told from that of fewer, which takes fewer files."""
+
+_LOOSER, _TIGHTER = 6.0, 12.0
+"""By how many dB a bound that is searched for may differ from what is asked for; see :func:`_narrow`."""
+_TELLING = 0.05
+"""Noise over signal, from which on it does not grow with that of values any more: outputs have changed."""
+_HALF_BITS = 11.0
 
 _FIRST = (*_SHARES, "int4:channel:dequantize", "int4:block:dequantize", "int8:channel:dequantize")
 
@@ -138,19 +157,29 @@ def measure(
         Notes for the report.
 
     Raises:
-        TimeIsUp: While constants are rounded: nothing was measured then.
+        TimeIsUp: Before all constants were rounded, and one encoding of each was measured.
     """
     notes = []
-    _round(units, trials, clock, progress)
-    wanted = _order(units)
     limit = int(min(most, max(_LEAST_PROBES, _PROBED_NBYTES // max(1, nbytes))))
-    try:
-        for done, (unit, option) in enumerate(wanted[:limit]):
-            progress("measuring encodings", done, min(limit, len(wanted)))
+    costs = {id(option): option.cost for unit in units for option in unit.options}
+
+    def look(pairs: Sequence[_Pair], before: int = 0, more: int = 0) -> None:
+        for done, (unit, option) in enumerate(pairs, before):
+            progress("measuring encodings", done, before + len(pairs) + more)
             if not state.knows(unit, option):
                 clock.check()
                 state.put(unit, option, trials.noise({unit.position: option.form}))
             option.noise, option.measured = state.get(unit, option), True
+
+    first = _first(units)
+    _round(first, trials, clock, progress)
+    look(first[:limit], more=len(first))
+    _narrow(units, trials.goal, costs)
+    rest = _rest(units, first)
+    _round(rest, trials, clock, progress)
+    wanted = [*first, *_told_least(rest)]
+    try:
+        look(wanted[len(first) : limit], len(first))
     except TimeIsUp:
         notes.append("the time limit left some encodings unmeasured: their noise is told from others")
     if len(wanted) > limit:
@@ -256,11 +285,11 @@ def _squared_error(group: Sequence[Constant], grids: Mapping[int, Grid]) -> floa
     return sum(GridPayload.of(item, grids[item.position]).error().noise for item in group)
 
 
-def _round(units: Sequence[Unit], trials: Trials, clock: Clock, progress: Progress) -> None:
-    """Rounds every constant in every way, and notes the noise of its values."""
-    encodings = list(dict.fromkeys(option.form for unit in units for option in unit.options[1:]))
+def _round(pairs: Sequence[_Pair], trials: Trials, clock: Clock, progress: Progress) -> None:
+    """Rounds constants in some ways, and notes the noise of their values."""
+    encodings = list(dict.fromkeys(option.form for _, option in pairs))
     choices: list[dict[int, Form]] = [
-        {unit.position: encoding for unit in units if any(option.form == encoding for option in unit.options)}
+        {unit.position: encoding for unit, option in pairs if option.form == encoding}
         for encoding in encodings
     ]
     progress("rounding", 0, len(encodings))
@@ -271,8 +300,7 @@ def _round(units: Sequence[Unit], trials: Trials, clock: Clock, progress: Progre
         rounded = trials.rounded(choice)
         taken = [
             (unit, option)
-            for unit in units
-            for option in unit.options[1:]
+            for unit, option in pairs
             if option.form == encoding and unit.position in rounded.stored
         ]
         for unit, option in taken:
@@ -289,20 +317,83 @@ def _round(units: Sequence[Unit], trials: Trials, clock: Clock, progress: Progre
                 trials.growth[unit.position, encoding.text] = option.nbytes - unit.nbytes
 
 
-def _order(units: Sequence[Unit]) -> list[tuple[Unit, Option]]:
-    """Returns what to measure, in order: one encoding of each unit, then the rest of the largest ones."""
-    large = sorted(units, key=lambda unit: (-unit.nbytes, unit.position))
-    first: list[tuple[Unit, Option]] = []
-    for unit in large:
+def _first(units: Sequence[Unit]) -> list[_Pair]:
+    """Returns what to measure first: one encoding of each unit, of the largest ones first."""
+    found = []
+    for unit in _by_size(units):
         by_text = {str(option.form): option for option in unit.options[1:]}
-        picked = next((by_text[text] for text in _FIRST if text in by_text), unit.options[-1])
-        first.append((unit, picked))
+        found.append((unit, next((by_text[text] for text in _FIRST if text in by_text), unit.options[-1])))
+    return found
+
+
+def _rest(units: Sequence[Unit], first: Sequence[_Pair]) -> list[_Pair]:
+    """Returns all others, those of the largest units first."""
     taken = {id(option) for _, option in first}
+    return [
+        (unit, option) for unit in _by_size(units) for option in unit.options[1:] if id(option) not in taken
+    ]
+
+
+def _told_least(pairs: Sequence[_Pair]) -> list[_Pair]:
+    """Returns what of them to measure: what others do not tell of, in order."""
     # Kernels that round activations too: of those nothing can be told without running them.
-    rest = [(unit, option) for unit in large for option in unit.options[1:] if id(option) not in taken]
-    hybrid = [pair for pair in rest if not pair[1].only_weights]
-    others = [(unit, option) for unit, option in rest if option.only_weights and not _is_told(option.form)]
-    return [*first, *hybrid, *others]
+    hybrid = [pair for pair in pairs if not pair[1].only_weights]
+    others = [(unit, option) for unit, option in pairs if option.only_weights and not _is_told(option.form)]
+    return [*hybrid, *others]
+
+
+def _by_size(units: Sequence[Unit]) -> list[Unit]:
+    return sorted(units, key=lambda unit: (-unit.nbytes, unit.position))
+
+
+def _narrow(units: Sequence[Unit], goal: Goal, costs: Mapping[int, float]) -> None:
+    """Drops options that no assignment near the bound would take, before anything is rounded for them.
+
+    A bit more of each element is worth 6 dB, which tells about how much noise each option makes from those
+    that were measured. What is stored smaller than where a much looser bound is kept, or larger than where a
+    much tighter one is, is not worth a look.
+
+    Args:
+        units: Changed in place; something was measured of each.
+        goal: Nothing is dropped where it does not say which ratio is to be kept.
+        costs: Of each option, by id, as expected before anything was rounded.
+    """
+    if goal.min_snr is None or goal.max_error is not None or not goal.in_db:
+        return
+    told: dict[int, Unit] = {}
+    for number, unit in enumerate(units):
+        known = {
+            _bits(option): option.noise
+            for option in unit.options[1:]
+            if option.only_weights and option.measured and option.noise is not None
+            if option.noise.max(initial=0.0) < _TELLING
+        }
+        if known and all(_bits(option) for option in unit.options[1:]):
+            options = [Option(option.form, option.nbytes, costs[id(option)]) for option in unit.options]
+            for option in options[1:]:
+                near = min(known, key=lambda each: abs(each - _bits(option)))
+                option.noise = known[near] * 4.0 ** (near - _bits(option))
+            options[0].noise = np.zeros_like(next(iter(known.values())))
+            told[number] = replace(unit, options=options)
+    ends = [cheapest(list(told.values()), ratio(goal.min_snr + more)) for more in (-_LOOSER, _TIGHTER)]
+    for number, least, most in zip(told, *ends, strict=True):
+        unit, options = units[number], told[number].options
+        low, high = options[least].cost, options[most].cost
+        unit.options[1:] = [
+            option
+            for option, item in zip(unit.options[1:], options[1:], strict=True)
+            if option.measured or low <= item.cost <= high
+        ]
+
+
+def _bits(option: Option) -> float:
+    """Returns about how many bits of an element make its noise; 0 where they do not tell."""
+    form = option.form
+    if not isinstance(form, Encoding):
+        return 0.0
+    if not form.form.is_integer:
+        return _HALF_BITS
+    return form.form.bits - (form.granularity is Granularity.TENSOR)
 
 
 def _is_told(form: Form) -> bool:
