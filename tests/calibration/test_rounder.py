@@ -259,7 +259,8 @@ def test_what_weights_meet_is_kept_for_their_other_encodings(
     opened = files_opened(monkeypatch)
 
     def made(keeps: int) -> list[tuple[bytes, int]]:
-        rounder, found = Calibrated(Judging(inputs=(few,)), keeps=keeps), []
+        rounder, found = Calibrated(Judging(inputs=(few,))), []
+        rounder.keeps = keeps
         for text in ("int8:channel:dequantize", "int4:channel:dequantize"):
             opened.clear()
             model = load(fixtures / "digits_cnn.tflite")

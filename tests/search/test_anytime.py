@@ -24,7 +24,17 @@ from tfl_rewrite.search.sensitivity import State
 from tfl_rewrite.search.standing import Standing
 from tfl_rewrite.search.trials import Measured, Rounded, Rounding, Stored
 from tfl_rewrite.search.uniform import Uniform, uniform_files
-from tfl_rewrite.search.units import ENCODINGS, HYBRID, Float64, Unit, base_pass, find_units
+from tfl_rewrite.search.units import (
+    ENCODINGS,
+    HYBRID,
+    KEPT,
+    Float64,
+    Form,
+    Option,
+    Unit,
+    base_pass,
+    find_units,
+)
 from tfl_rewrite.weights.encoding import Encoding, Scheme
 
 from ..nets import Net
@@ -363,3 +373,43 @@ def test_one_encoding_is_that_of_quantize_weights() -> None:
     assert found["int8:channel"].encoding == Encoding.parse("int8:channel")
     for item in found.values():
         assert item.expected == pytest.approx(world.size(item.choice), rel=1e-3)
+
+
+class OneChannel:
+    """Trials where one constant decides: files keep the bound only if it has eight bits."""
+
+    def __init__(self, goal: Goal, deciding: int) -> None:
+        self.goal, self.deciding = goal, deciding
+
+    def measure(self, choice: Mapping[int, Form], cost: float | None, **_: object) -> Measured:
+        nbytes = sum(_bits(choice.get(position)) for position in range(4))
+        coarse = _bits(choice.get(self.deciding)) < 8
+        made = measured(29.0 if coarse else 31.0 + 0.01 * nbytes, 100 * nbytes, self.goal)
+        return replace(made, choice=dict(choice))
+
+
+def _bits(form: Form | None) -> int:
+    return 32 if not isinstance(form, Encoding) else form.form.bits
+
+
+@pytest.mark.parametrize("deciding", [0, 3])
+def test_a_file_that_misses_the_bound_by_little_is_repaired(deciding: int) -> None:
+    """What is measured of constants alone says that all are alike: that one decides, only files show."""
+    goal = Goal(min_snr=30.0)
+    units = []
+    for position in range(4):
+        unit = Unit(position, "w", ("CONV_2D",), 100, 3200, [Option(KEPT, 3200, 3200.0, np.zeros(1))])
+        for bits in (8, 6, 4):
+            noise = np.array([2e-4 * 4.0 ** (4 - bits)])
+            form = Encoding.parse(f"int{bits}:channel:dequantize")
+            unit.options.append(Option(form, 100 * bits, 100.0 * bits, noise))
+        units.append(unit)
+    trials: Any = OneChannel(goal, deciding)
+    search = Search(
+        trials, units, goal=goal, state=State(None, ""), clock=Clock(None), progress=lambda *_: None
+    )
+    found = search.find(goal)
+    assert found is not None
+    assert {position: _bits(form) for position, form in found.choice.items()} == {
+        position: 8 if position == deciding else 4 for position in range(4)
+    }

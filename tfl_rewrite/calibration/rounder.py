@@ -111,8 +111,12 @@ class Calibrated(Observer[Trial], Clipped):
         progress: See :class:`Observer`.
         time_is_up: Called before each weight; once it says so, the rest is rounded without activations.
         beside: See :class:`Observer`.
-        keeps: Bytes of what weights meet that is kept for other encodings of them, asked for later.
+
+    Attributes:
+        keeps: Bytes of what weights meet that is kept from now on, for other encodings of them.
     """
+
+    keeps = 0
 
     def __init__(
         self,
@@ -125,10 +129,8 @@ class Calibrated(Observer[Trial], Clipped):
         progress: Progress | None = None,
         time_is_up: Callable[[], bool] = lambda: False,
         beside: Judge | None = None,
-        keeps: int = 0,
     ) -> None:
         super().__init__(judging, progress, beside=beside)
-        self._keeps = keeps
         self._metrics: dict[Wanted, Metrics] = {}
         self._effort = EFFORTS[effort]
         self._memory = ordered
@@ -288,9 +290,9 @@ class Calibrated(Observer[Trial], Clipped):
         if isinstance(moments, str):
             return moments
         nbytes = Metrics.nbytes_of(moments)
-        if nbytes > self._keeps:
+        if nbytes > self.keeps:
             return Metrics(moments, keep=len(group) > 1)
-        self._keeps -= nbytes
+        self.keeps -= nbytes
         made = self._metrics[group[0].wanted] = Metrics(moments, keep=True)
         return made
 

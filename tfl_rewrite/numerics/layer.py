@@ -158,7 +158,8 @@ class Metrics:
     @staticmethod
     def nbytes_of(moments: Moments) -> int:
         """Returns about how much memory moments and all that is kept take."""
-        return moments.square.nbytes + min(_KEPT_METRICS * 2 * moments.square[0].nbytes, _KEPT_NBYTES)
+        sums, one = int(moments.square.nbytes), int(moments.square[0].nbytes)
+        return sums + min(_KEPT_METRICS * 2 * one, _KEPT_NBYTES)
 
     def of(self, *, centred: bool, half: int | None) -> Metric:
         """Returns one; see :meth:`Covariances.of`."""

@@ -294,8 +294,10 @@ def _rounders(
     def ordered() -> QuantizeWeights:
         return replace(plain, rounder=calibrated(ordered=known))
 
+    fitted = calibrated()
+    fitted.keeps = METRICS_NBYTES
     return Rounders(
-        replace(plain, rounder=calibrated(keeps=METRICS_NBYTES)),
+        replace(plain, rounder=fitted),
         plain,
         ordered,
         grids,
