@@ -7,8 +7,9 @@ of the base and of the rest, and of both together with the manifest. The base is
 where the folder of inputs has that, and gated as ``quantize-weights`` gates it; the SNR is the lowest of its
 outputs on ``NAME.eval.npz``. The whole and the base are joined again, and the whole is compared.
 
-``--kills`` ends ``shard`` and ``join`` of the smallest model that has a base, that often, with SIGKILL, at
-random moments, and looks whether anything half-made has a name then.
+``--kills`` ends ``shard`` and ``join`` of the smallest model that has a base with SIGKILL, that often before
+they end by themselves, at random moments, and looks whether anything half-made has a name then, and whether
+a file that ``join`` was to replace is whole.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tfl_rewrite.errors import TflRewriteError
 
 OPTIONS = ShardOptions(progressive=True)
 HEAD = ("model", "bytes", "deflated", "base", "rest", "together", "gate", "eval SNR", "CPU s")
+_MINE = b"what was there before"
 LINE = "{:46.46} {:>10} {:>8} {:>6} {:>6} {:>8}  {:10} {:>8} {:>6}"
 
 
@@ -113,27 +115,38 @@ def killed(path: Path, folder: Path, count: int) -> None:
         good |= {file.name: file.read_bytes() for file in parts.iterdir()}
         good |= {f"{len(seconds)}": out.read_bytes()} if out.exists() else {}
         out.unlink(missing_ok=True)
-    ended = 0
-    for number in range(count):
+    ended = number = 0
+    while ended < count:
         which = number % len(calls)
+        number += 1
         if which == 0:
             shutil.rmtree(parts)
         elif not manifest.exists():
             subprocess.run(calls[0], check=True, capture_output=True)
-        with subprocess.Popen(calls[which], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        call = calls[which]
+        if which and dice.random() < 0.5:
+            out.write_bytes(_MINE)
+            call = [*call, "--force"]
+        with subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             # Imports come first, and write nothing.
-            time.sleep(dice.uniform(0.3, 1.1) * seconds[which])
+            started, wait = time.monotonic(), dice.uniform(0.3, 1.1) * seconds[which]
+            # How busy the machine is changes.
+            try:
+                process.wait(wait)
+                seconds[which] = time.monotonic() - started
+            except subprocess.TimeoutExpired:
+                seconds[which] = max(seconds[which], wait)
             process.kill()
         ended += process.returncode == -signal.SIGKILL
         for file in parts.glob("*") if parts.exists() else ():
             if good.get(file.name) != file.read_bytes():
                 raise SystemExit(f"{file} is half-made")
-        if out.exists() and out.read_bytes() not in (good["2"], good["3"]):
+        if out.exists() and out.read_bytes() not in (good["2"], good["3"], _MINE):
             raise SystemExit(f"{out} is half-made")
         out.unlink(missing_ok=True)
         if left := [file.name for file in folder.iterdir() if file != parts]:
             raise SystemExit(f"left behind: {left}")
-    print(f"{count} kills, {ended} of them before the end: nothing half-made had a name")
+    print(f"{ended} of {number} calls were killed before their end: nothing half-made had a name")
 
 
 def main() -> None:
