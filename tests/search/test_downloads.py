@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tfl_rewrite.search.clock import Clock
-from tfl_rewrite.search.downloads import CodeSearch, by_steps
+from tfl_rewrite.search.downloads import CodeSearch, Probed, by_steps
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures
 from tfl_rewrite.search.sensitivity import State
@@ -90,3 +91,43 @@ def test_no_time_to_look_at_activations_is_no_time(monkeypatch: pytest.MonkeyPat
     judge: Any = None
     assert by_steps(opened, judge) is None and asked == [0.75] and clock.share == 1.0
     clock.interrupt()
+
+
+class Slow(Steps):
+    """A search in which each measurement takes 10 seconds, and gives what the test says."""
+
+    def __init__(self, limit: float | None, gains: Mapping[int, float], vectors: frozenset[int]) -> None:
+        self.seconds, self.gains = 0.0, gains
+        super().__init__(Goal(min_snr=30.0), Clock(limit, now=lambda: self.seconds))
+        self.constants = {
+            number: SimpleNamespace(
+                position=number,
+                elements=1000 - number,
+                is_vector=number in vectors,
+                profile=lambda: SimpleNamespace(power=np.ones(1)),
+            )
+            for number in gains
+        }
+
+    def first_step(self, position: int, _snr: float) -> float:
+        return 0.1 + position
+
+    def _probed(self, group: list[Any], aim: float) -> Probed:
+        self.seconds += 10.0
+        (item,) = group
+        step, gain = self.first_step(item.position, aim), self.gains[item.position]
+        cost = np.array([0.5, 1.0]) * gain * item.elements * step**2 / 12
+        return Probed(group, [step], cost, gain)
+
+
+def test_what_there_is_no_time_to_measure_is_taken_for_others() -> None:
+    gains = {1: 2.0, 2: 3.0, 3: 900.0, 4: 3.0, 5: 900.0, 6: 3.0}
+    vectors = frozenset({3, 5})
+    whole, short = Slow(None, gains, vectors), Slow(60.0, gains, vectors)
+    whole.probe()
+    short.probe()
+    assert [each.items[0].position for each in whole.measured] == [1, 2, 3, 4, 5, 6]
+    # Of 60 seconds 0.6 go into measurements; the bias stays as it is, and the last weight is like the third.
+    assert [each.items[0].position for each in short.measured] == [1, 2, 3, 4, 6]
+    guessed, known = short.measured[-1], whole.measured[-1]
+    assert guessed.gain == 3.0 and guessed.steps == known.steps and np.allclose(guessed.cost, known.cost)

@@ -51,6 +51,11 @@ class Clock:
         return 0.0 if self.limit is None else max(0.0, self.spent - self.limit)
 
     @property
+    def used(self) -> float:
+        """How much of its time the search at hand has used, from 0 to 1 and beyond; 0 without a limit."""
+        return 0.0 if self.limit is None else self.spent / (self.limit * self.share)
+
+    @property
     def left(self) -> float:
         """Seconds until the search is to end; infinite without a limit, and less than 0 beyond it."""
         return math.inf if self.limit is None else self.limit * self.share - self.spent

@@ -37,6 +37,10 @@ LEAST_CODED = 320
 
 _SHARE = 0.75
 """Of the time limit: what is left is for other encodings, which are seldom smaller."""
+_PROBING = 0.6
+"""Of that time: constants that were not measured by then are taken for others."""
+_WORSE = 0.9
+"""So many of those that were measured put less noise on the outputs."""
 _LEAST_ELEMENTS = 16
 """Smaller constants stay as they are."""
 _PROBED = 8.0
@@ -60,7 +64,7 @@ layer of one output alone is small, and few samples tell little of it."""
 
 
 @dataclass(slots=True)
-class _Coded:
+class Probed:
     """A constant, or several that were measured together.
 
     Attributes:
@@ -83,7 +87,7 @@ class CodeSearch(Search):
     coder: Coding = field(kw_only=True)
     coded: dict[int, tuple[str, ...]] = field(kw_only=True)
     """Forms of integers that a constant can take, by position."""
-    measured: list[_Coded] = field(default_factory=list, kw_only=True)
+    measured: list[Probed] = field(default_factory=list, kw_only=True)
     _choices: dict[float, dict[int, Form]] = field(default_factory=dict, kw_only=True)
     _offset: float = field(default=0.0, kw_only=True)
 
@@ -97,6 +101,10 @@ class CodeSearch(Search):
         groups = groups_of(list(self.trials.constants.values()))
         for number, group in enumerate(groups):
             self.progress("measuring constants", number, len(groups))
+            if self.measured and self.clock.used > _PROBING:
+                # The largest were measured.
+                self.measured += self._alike(groups[number:], aim)
+                break
             self.clock.check()
             found = self._probed(group, aim)
             if found is not None:
@@ -108,7 +116,19 @@ class CodeSearch(Search):
                 if 0 < each.gain < least:
                     each.cost = each.cost * (least / each.gain)
 
-    def _probed(self, group: list[Constant], aim: float) -> _Coded | None:
+    def _alike(self, groups: list[list[Constant]], aim: float) -> list[Probed]:
+        """Takes weights that were not measured for the worse of those that were; biases stay as they are."""
+        weights = [each for each in self.measured if not each.items[0].is_vector] or self.measured
+        order = sorted(weights, key=lambda each: each.gain)
+        like, found = order[int(_WORSE * (len(order) - 1))], []
+        for item in (item for group in groups for item in group if not item.is_vector):
+            steps = [self.coder.first_step(item.position, aim + _PROBED)]
+            values, power = _energies([item], steps)
+            cost = like.cost * (like.gain * values / power / like.cost.max())
+            found.append(Probed([item], steps, cost, like.gain))
+        return found
+
+    def _probed(self, group: list[Constant], aim: float) -> Probed | None:
         """Looks for steps that put about the noise on the outputs that they are going to."""
         wanted = aim + _PROBED
         for _ in range(_ATTEMPTS):
@@ -135,10 +155,8 @@ class CodeSearch(Search):
         if noise is None:
             return None
         noise = np.maximum(noise, QUIET)
-        pairs = list(zip(group, steps, strict=True))
-        values = sum(item.elements * step * step / 12.0 for item, step in pairs)
-        power = sum(float(item.profile().power.sum()) for item in group) or 1.0
-        return _Coded(group, steps, noise, float(noise.max()) * power / values)
+        values, power = _energies(group, steps)
+        return Probed(group, steps, noise, float(noise.max()) * power / values)
 
     def settle(self, judge: HoldoutJudge) -> Found:
         """Returns the file of the largest steps that was found to keep the bounds, on held-out inputs too.
@@ -234,6 +252,12 @@ class CodeSearch(Search):
             bits = sum(self.coder.bits(place, code.step) for place, code in codes_of(choice).items())
             found = self.known[key] = self.trials.measure(choice, bits / 8)
         return found
+
+
+def _energies(group: list[Constant], steps: list[float]) -> tuple[float, float]:
+    """Returns the noise of the values of constants with these steps, and their power."""
+    noise = sum(item.elements * step * step / 12.0 for item, step in zip(group, steps, strict=True))
+    return noise, sum(float(item.profile().power.sum()) for item in group) or 1.0
 
 
 def _grid(item: Constant, step: float) -> Grid | None:
