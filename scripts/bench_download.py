@@ -35,6 +35,7 @@ from tfl_rewrite.judge.judge import Judge
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.numerics.codecs import Codec
 from tfl_rewrite.passes.dequantize import Dequantize
+from tfl_rewrite.passes.simplify import Simplify
 from tfl_rewrite.weights.grids import find_constants
 
 HERE = Path(__file__).resolve().parent.parent
@@ -49,10 +50,16 @@ def made(words: list[str], target: Path, package: Path) -> bool:
     return target.exists()
 
 
-def floats_of(path: Path) -> dict[str, np.ndarray]:
-    """Returns the weights that a file computes with, by name, each ``[channels, elements]``."""
+def floats_of(path: Path, *, simplified: bool = False) -> dict[str, np.ndarray]:
+    """Returns the weights that a file computes with, by name, each ``[channels, elements]``.
+
+    Args:
+        path: The file.
+        simplified: Whether its channels that hold one number are left out.
+    """
     model = load(path)
-    Dequantize().run(model, Context())
+    for item in (Simplify(), Dequantize()) if simplified else (Dequantize(),):
+        item.run(model, Context())
     found, _ = find_constants(model, int8=False, min_elements=16)
     weights = {}
     for item in found:
@@ -87,12 +94,18 @@ def rate_limit(power: np.ndarray, strength: np.ndarray, noise: float) -> float:
     return float(0.5 * np.log2(np.maximum(whole / level, 1.0)).sum())
 
 
-def limit_of(original: dict[str, np.ndarray], path: Path) -> float:
+def limit_of(originals: list[dict[str, np.ndarray]], path: Path) -> float:
     """Returns the least bits a weight with which Gaussian ones would be off as far as those of a file.
 
     Channel by channel: the error is spread over them as is best.
+
+    Args:
+        originals: The weights of the original, and of the same simplified: of those the file has most.
+        path: The file.
     """
     stored = floats_of(path)
+    shapes = {name: each.shape for name, each in stored.items()}
+    original = max(originals, key=lambda each: sum(shapes.get(n) == own.shape for n, own in each.items()))
     bits = 0.0
     for name, wanted in original.items():
         own = stored.get(name)
@@ -103,7 +116,7 @@ def limit_of(original: dict[str, np.ndarray], path: Path) -> float:
         power = np.square(wanted).mean(axis=1)
         each = rate_limit(power, np.ones(len(power)), noise) if noise else 32.0 * len(power)
         bits += each * wanted.shape[1]
-    return bits / sum(wanted.size for wanted in original.values())
+    return bits / sum(wanted.size for wanted in originals[0].values())
 
 
 def codecs() -> list[Codec]:
@@ -134,8 +147,8 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         for path in float_models(arguments, inputs):
             calib, evaluation = (inputs / f"{path.stem}.{kind}.npz" for kind in ("calib", "eval"))
-            original = floats_of(path)
-            elements = sum(wanted.size for wanted in original.values())
+            originals = [floats_of(path), floats_of(path, simplified=True)]
+            elements = sum(wanted.size for wanted in originals[0].values())
             settings = Judging(inputs=[evaluation], tolerance=Tolerance(min_snr=None))
             with Judge(path, settings) as judge:
                 for snr in arguments.min_snr:
@@ -158,7 +171,7 @@ def main() -> None:
                         data, verdict = file.read_bytes(), judge.compare(file)
                         row = {"model": path.stem, "asked": snr, "file": name, "snr": verdict.worst_snr()}
                         row |= {codec.value: codec.sized()(data) for codec in known}
-                        row |= {"bits": 8 * row["deflate"] / elements, "limit": limit_of(original, file)}
+                        row |= {"bits": 8 * row["deflate"] / elements, "limit": limit_of(originals, file)}
                         rows.append(row)
                         text = "  ".join(f"{row[codec.value]:9,d}" for codec in known)
                         told = f"{row['snr'] or np.inf:6.1f}"
