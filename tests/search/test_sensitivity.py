@@ -134,7 +134,7 @@ def test_what_no_bound_nearby_takes_is_not_rounded(goal: Goal, noise: float, kep
             return Rounded({}, None)  # type: ignore[arg-type]
 
     tried: list[int] = []
-    made = of_bits(4000.0, *WIDTHS)
+    made = of_bits(40_000.0, *WIDTHS)
     measure(
         [made],
         Told(goal),  # type: ignore[arg-type]
@@ -142,6 +142,11 @@ def test_what_no_bound_nearby_takes_is_not_rounded(goal: Goal, noise: float, kep
         state=State(None, ""),
         clock=Clock(None),
         progress=lambda _what, _done, _total: None,
+        kept={
+            (1, Encoding.parse("int12:channel:dequantize")),
+            (2, Encoding.parse("int10:channel:dequantize")),
+        },
     )
-    assert tried[0] == 4 and set(tried) == kept
-    assert {option.form.form.bits for option in made.options[1:]} == kept  # type: ignore[union-attr]
+    # What whole files showed to do is not left out, whatever is expected of it.
+    assert tried[0] == 4 and set(tried) == kept | {12}
+    assert {option.form.form.bits for option in made.options[1:]} == kept | {12}  # type: ignore[union-attr]

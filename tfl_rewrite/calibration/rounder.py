@@ -65,7 +65,7 @@ IN_ORDER_NBYTES = 256 << 20
 AT_ONCE_NBYTES = 256 << 20
 """Of weights that are rounded at a time, with all that belongs to them; one that takes more is alone."""
 
-METRICS_NBYTES = 64 << 20
+METRICS_NBYTES = 32 << 20
 """Of what follows from the inputs alone, for a search that asks for other encodings of the same weights."""
 
 ONE_SAMPLE = "a single sample meets them, so that nothing could judge what was fitted to it"

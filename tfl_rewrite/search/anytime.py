@@ -23,7 +23,7 @@ from tfl_rewrite.search.search import Search, snr_of
 from tfl_rewrite.search.session import Session
 from tfl_rewrite.search.settle import EXACT_DB, ORDERED_TRIES, in_order, settle
 from tfl_rewrite.search.standing import Found, Standing
-from tfl_rewrite.search.trials import UNMADE, Rounding
+from tfl_rewrite.search.trials import UNMADE, Measured, Rounding
 from tfl_rewrite.search.uniform import Uniform, uniform_files
 from tfl_rewrite.search.units import KEPT, Form, Option
 
@@ -207,6 +207,10 @@ class Anytime:
     def _mixed(self) -> None:
         """Gives some weights of the best file the encoding of a smaller one that misses the bounds."""
         self.bracket = self._bracket()
+        # What whole files showed to do stays in the race, whatever single constants promise.
+        self.search.kept = {
+            (position, option.form) for options in self._ends() for position, option in options.items()
+        }
         if self.bracket is None:
             return
         first, second, rounding = self.bracket.first, self.bracket.second, self.bracket.rounding
@@ -233,7 +237,7 @@ class Anytime:
         best = self.standing.found.promised
         if best is None or not self.standing.goal.bounds_error:
             return None
-        mine = next((each.options for each in self.uniforms if each.choice == best.choice), {})
+        mine = self._options_of(best)
         # What keeps the bounds only if it is fitted can be mixed only so.
         fitted = bool(mine) and best.rounding is Rounding.FITTED
         smaller = []
@@ -251,6 +255,16 @@ class Anytime:
         units = [unit for unit in self.search.units if unit.position in item.options]
         first = {**mine, **{unit.position: mine.get(unit.position, unit.kept) for unit in units}}
         return Bracket(first, item.options, Rounding.FITTED if fitted else rounding, missing)
+
+    def _ends(self) -> list[dict[int, Option]]:
+        """Returns how constants are stored in the two files, or in the best of one encoding alone."""
+        if self.bracket is not None:
+            return [self.bracket.first, self.bracket.second]
+        best = self.standing.found.promised
+        return [] if best is None else [self._options_of(best)]
+
+    def _options_of(self, best: Measured) -> dict[int, Option]:
+        return next((each.options for each in self.uniforms if each.choice == best.choice), {})
 
     def _order(
         self, first: dict[int, Option], second: dict[int, Option], rounding: Rounding
@@ -283,8 +297,9 @@ class Anytime:
         """Assigns the encodings of the two files by what one of them costs at each constant."""
         if self.bracket is None:
             return
-        ends = (self.bracket.first, self.bracket.second)
-        known = {option.form for options in ends for option in options.values() if option.form != KEPT}
+        known = {
+            option.form for options in self._ends() for option in options.values() if option.form != KEPT
+        }
         units = [
             replace(
                 unit,

@@ -9,7 +9,7 @@ a time limit ends it early; so the same input gives the same result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
@@ -48,6 +48,7 @@ class Search:
         known: Every whole file that was measured, by how weights are rounded and :func:`key_of`.
         refines: Whether single constants are stored smaller at the end.
         fixed: What the objective counts besides, of constants that there is nothing to choose for.
+        kept: Options that are measured or told whatever is expected of them: positions and forms.
         curve_traced: Whether some more points of the curve of size against error are known.
     """
 
@@ -61,6 +62,7 @@ class Search:
     known: dict[Hashable, Measured] = field(default_factory=dict)
     refines: bool = True
     fixed: float = 0.0
+    kept: Collection[tuple[int, Form]] = ()
     curve_traced: bool = False
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class Search:
             clock=self.clock,
             progress=self.progress,
             most=most,
+            kept=self.kept,
         )
         if self.goal.objective is not Objective.LATENCY:
             # Seconds are measured later.

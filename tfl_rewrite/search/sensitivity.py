@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -128,6 +128,8 @@ _LOOSER, _TIGHTER = 6.0, 12.0
 _TELLING = 0.05
 """Noise over signal, from which on it does not grow with that of values any more: outputs have changed."""
 _HALF_BITS = 11.0
+_OVERHEAD = 256.0
+"""By how many bytes what an option takes may be off before it is made, for its tensors and operators."""
 
 _FIRST = (*_SHARES, "int4:channel:dequantize", "int4:block:dequantize", "int8:channel:dequantize")
 
@@ -141,6 +143,7 @@ def measure(
     clock: Clock,
     progress: Progress,
     most: int = PROBES,
+    kept: Collection[tuple[int, Form]] = (),
 ) -> list[str]:
     """Gives every option of every unit a noise; drops options that do not run, and units without any.
 
@@ -152,6 +155,7 @@ def measure(
         clock: May end it early.
         progress: Called with what is going on, and how many of how many steps are done.
         most: So many are measured, of the largest constants first.
+        kept: Options that are not left out, however little is expected of them: positions and forms.
 
     Returns:
         Notes for the report.
@@ -174,7 +178,7 @@ def measure(
     first = _first(units)
     _round(first, trials, clock, progress)
     look(first[:limit], more=len(first))
-    _narrow(units, trials.goal, costs)
+    _narrow(units, trials.goal, costs, kept)
     rest = _rest(units, first)
     _round(rest, trials, clock, progress)
     wanted = [*first, *_told_least(rest)]
@@ -346,7 +350,9 @@ def _by_size(units: Sequence[Unit]) -> list[Unit]:
     return sorted(units, key=lambda unit: (-unit.nbytes, unit.position))
 
 
-def _narrow(units: Sequence[Unit], goal: Goal, costs: Mapping[int, float]) -> None:
+def _narrow(
+    units: Sequence[Unit], goal: Goal, costs: Mapping[int, float], kept: Collection[tuple[int, Form]]
+) -> None:
     """Drops options that no assignment near the bound would take, before anything is rounded for them.
 
     A bit more of each element is worth 6 dB, which tells about how much noise each option makes from those
@@ -357,6 +363,7 @@ def _narrow(units: Sequence[Unit], goal: Goal, costs: Mapping[int, float]) -> No
         units: Changed in place; something was measured of each.
         goal: Nothing is dropped where it does not say which ratio is to be kept.
         costs: Of each option, by id, as expected before anything was rounded.
+        kept: Options that stay.
     """
     if goal.min_snr is None or goal.max_error is not None or not goal.in_db:
         return
@@ -382,7 +389,9 @@ def _narrow(units: Sequence[Unit], goal: Goal, costs: Mapping[int, float]) -> No
         unit.options[1:] = [
             option
             for option, item in zip(unit.options[1:], options[1:], strict=True)
-            if option.measured or low <= item.cost <= high
+            if option.measured
+            or (unit.position, option.form) in kept
+            or low - _OVERHEAD <= item.cost <= high + _OVERHEAD
         ]
 
 
