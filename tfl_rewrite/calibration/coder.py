@@ -23,6 +23,7 @@ from tfl_rewrite.numerics.moments import joined, split
 from tfl_rewrite.numerics.products import Depthwise, Product
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
 from tfl_rewrite.weights.codes import Code, Codes, code_forms
+from tfl_rewrite.weights.forms.integers import BYTES
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.storage import StorageForm
 from tfl_rewrite.work import one_blas_thread
@@ -34,6 +35,9 @@ _WIDEST = 32.0
 _COARSEST = 16.0
 """So many times the squared step that was asked for is more noise than floats on a grid are worth."""
 INT8 = Levels.full(8)
+_HEAD = 8
+"""By so many octaves at most are the first rows of a table finer, in a second constant: padding and unknown
+words stand in every text, so that no mean over texts makes their error less."""
 _SCALE_NBYTES, _ZERO_POINT_NBYTES, _BESIDE_NBYTES = 4, 8, 400
 """In the file: of each channel, and of the tensors and operators of each part with some room."""
 _SAMPLE = 1 << 16
@@ -78,7 +82,7 @@ class Coder:
         of two, where channels have steps of their own.
         """
         if code.axis is None:
-            return np.full(1, code.step, np.float32)
+            return np.full(1, code.step * 2.0**-code.head, np.float32)
         steps = code.step * self._ratio(position)
         over = self._items[position].profile().largest / (steps * code.storage.levels.high)
         return np.asarray(steps * np.exp2(np.ceil(np.log2(np.maximum(over, 1.0)) - 1e-6)), np.float32)
@@ -140,6 +144,10 @@ class Coder:
         # Of what is looked up some rows count for much more than others, and nothing tells which.
         whole = None in _products(self._items[position])
         largest = float(np.abs(values / wanted).max(initial=0.0))
+        if self._items[position].table and BYTES.name in names and self._smaller(position, BYTES):
+            head = min(_HEAD, math.floor(math.log2(BYTES.levels.high / max(1.0, np.rint(largest)))))
+            if head > 0:
+                return Code(step, BYTES.name, head=head)
         for name in names:
             form = code_forms()[name]
             if not self._smaller(position, form) or (whole and np.rint(largest) > form.levels.high):
@@ -171,6 +179,13 @@ class Coder:
         values = item.values().astype(np.float64)
         steps = self._steps(item.position, code)
         known = None if self.fitter is None else self.fitter.known(item)
+        if known is None and code.head:
+            scale, high = 2**code.head, levels.high >> code.head
+            made: Codes = _unfitted(values, steps * scale, Levels(-high, high)).astype(levels.dtype)
+            made *= scale
+            head = slice(item.head_rows * values.size // item.table)
+            made[head] = np.clip(np.rint(values[head] / steps[head]), *levels)
+            return made
         if known is None:
             return _unfitted(values, steps, levels)
         weight, wide = self._matrix(known, item, values), self._matrix(known, item, steps)

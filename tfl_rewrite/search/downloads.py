@@ -29,6 +29,7 @@ from tfl_rewrite.search.standing import Found
 from tfl_rewrite.search.trials import Measured, Rounding, codes_of
 from tfl_rewrite.search.units import Choice, Float64, Form, find_units, grid_unit
 from tfl_rewrite.weights.codes import Coding, code_forms
+from tfl_rewrite.weights.forms.integers import BYTES
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant, find_constants
 
@@ -137,7 +138,8 @@ class CodeSearch(Search):
             for place, item in enumerate(group):
                 code = None
                 if item.position in self.coded:
-                    code = self.coder.best(item.position, steps[place], list(code_forms())[:1], self._sized)
+                    widest = self.coded[item.position][:1]
+                    code = self.coder.best(item.position, steps[place], widest, self._sized)
                 if code is not None:
                     choice[item.position] = code
                 else:
@@ -287,7 +289,8 @@ def code_search(opened: Session) -> CodeSearch:
     for unit in find_units(trials.fresh, base, ["int8:tensor:dequantize"], Objective.FILE):
         item = known.get(unit.position)
         if item is not None and item.elements >= LEAST_CODED and len({t.shape for t in item.tensors}) == 1:
-            coded[unit.position] = names
+            # Sixteen bits are for tables, whose first rows are finer.
+            coded[unit.position] = names if item.table else tuple(n for n in names if n != BYTES.name)
     search = CodeSearch(
         trials,
         [grid_unit(item) for item in wanted],

@@ -15,7 +15,7 @@ from tfl_rewrite.numerics.codecs import Sized
 from tfl_rewrite.numerics.symmetric import Error, Float32
 from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.encoding import Encoding, Scheme
-from tfl_rewrite.weights.forms.integers import NIBBLES
+from tfl_rewrite.weights.forms.integers import BYTES, NIBBLES
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.rounders import Emit, Rounder, Work, emitted
 from tfl_rewrite.weights.storage import StorageForm, forms
@@ -31,11 +31,13 @@ class Code:
         step: For a channel of mean strength.
         form: Name of the form that holds the integers.
         axis: Along which channels have steps of their own; None for one step.
+        head: Octaves by which the first rows of a table are finer: the integers of all others are multiples.
     """
 
     step: float
     form: str
     axis: int | None = None
+    head: int = 0
 
     @property
     def storage(self) -> StorageForm:
@@ -57,8 +59,9 @@ class Code:
 @functools.cache
 def code_forms() -> dict[str, StorageForm]:
     """Returns the forms that integers are tried in, the widest first, by name."""
-    known = {**forms(), NIBBLES.name: NIBBLES}
-    return {name: known[name] for name in ("int12", "int10", "int8", NIBBLES.name, "int6", "int4")}
+    known = {**forms(), NIBBLES.name: NIBBLES, BYTES.name: BYTES}
+    names = (BYTES.name, "int12", "int10", "int8", NIBBLES.name, "int6", "int4")
+    return {name: known[name] for name in names}
 
 
 class Coding(Protocol):

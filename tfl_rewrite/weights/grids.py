@@ -96,6 +96,11 @@ class Constant:
         )
         return sum(size > 1 for size in shape) < 2 and not summed
 
+    @property
+    def head_rows(self) -> int:
+        """How many of the first rows of a table may be finer."""
+        return max(_LEAST_HEAD, self.table // _HEAD)
+
     def hold(self, blob: Blob) -> None:
         """Gives all that hold it other bytes."""
         for tensor in self.tensors:
@@ -125,7 +130,7 @@ class Constant:
         if choice.head and self.table:
             common = self.steps(replace(choice, head=0))
             made = np.full(self.table, float(common[0]))
-            made[: max(_LEAST_HEAD, self.table // _HEAD)] *= 2.0**-choice.head
+            made[: self.head_rows] *= 2.0**-choice.head
             return np.asarray(np.maximum(made, grids.finest(found.merged(), self.kind)))
         if not choice.spread:
             found = found.merged()

@@ -156,7 +156,8 @@ class SplitInteger(Integer):
 
     def fine(self, integers: npt.NDArray[Any]) -> Int8:
         """Returns the second part."""
-        half, mask = np.int8(1 << (self._bits - 1)), np.int8((1 << self._bits) - 1)
+        kind = integers.dtype.type
+        half, mask = kind(1 << (self._bits - 1)), kind((1 << self._bits) - 1)
         made: Int8 = (((integers + half) & mask) - half).astype(np.int8)
         return made
 
@@ -313,3 +314,5 @@ NIBBLES = SplitInteger("int4+int4", ("INT4", "INT4"), full_range=False)
 """As many as int8, for downloads alone: what lies two to a byte deflates to less where most integers are
 small and few are large. Deflate finds three equal bytes in a row often then, and spends more bits on them
 than on three bytes one by one."""
+BYTES = SplitInteger("int8+int8", ("INT8", "INT8"), full_range=False)
+"""Sixteen bits, for tables in downloads: the second constant is zero but for the first rows."""
