@@ -18,6 +18,7 @@ from tfl_rewrite.integers.groups import Grid
 from tfl_rewrite.integers.mixture import Choice, Computes, Mixture
 from tfl_rewrite.integers.trials import operators_by_place, rounding
 from tfl_rewrite.integers.wish import Known, Search, decibels
+from tfl_rewrite.judge.channels import MOST_COMPARED, thinned
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Operator
 from tfl_rewrite.weights.rounders import Simulate
@@ -193,3 +194,22 @@ def test_calls_are_one_sequence_unless_they_are_independent(
     cell = np.tanh(0.1 * np.arange(1, 7))
     lost = np.sum((np.tanh(cell) - np.tanh(cell[0])) ** 2) / np.sum(np.tanh(cell) ** 2)
     assert found[0, 0] == pytest.approx(0.0 if independent else lost, rel=0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kept"),
+    [
+        ((1, 8, 4), (1, 8, 4)),
+        ((2, 512, 512, 2), (2, 57, 171, 2)),
+        ((1, 3, 512, 300), (1, 3, 57, 300)),
+        ((1, 90_000), (1, 90_000)),
+        ((1, 2, 50_000), (1, 2, 50_000)),
+    ],
+)
+def test_of_a_large_output_some_places_are_compared_with_all_channels(
+    shape: tuple[int, ...], kept: tuple[int, ...]
+) -> None:
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    found = thinned(values)
+    assert found.shape == kept and np.shares_memory(found, values)
+    assert found.reshape(-1)[0] == 0 and found.size <= 2 * MOST_COMPARED

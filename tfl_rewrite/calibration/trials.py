@@ -24,6 +24,7 @@ from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.interpreter.interface import TensorFacts
 from tfl_rewrite.interpreter.worker import ModelFailed
+from tfl_rewrite.judge.channels import thinned
 from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.settings import CHANNEL_SLACK_DB, Judging, Tolerance
 from tfl_rewrite.judge.tally import OutputTally
@@ -265,7 +266,8 @@ class Noises(Observer[Float64]):
             calls = _some(model, numbered, min(max(most, LEAST_CALLS), MOST_CALLS))
             kept: dict[int, list[Array]] = {}
             for number in sorted({call.subgraph for _, call in calls}):
-                kept.update(_values(first, number, _told(first, number, inside), calls))
+                values = _values(first, number, _told(first, number, inside), calls)
+                kept |= {at: [thinned(array).copy() for array in arrays] for at, arrays in values}
             is_quick = len(changes) <= FEW_CHANGES and source.nbytes < SMALL_NBYTES
             count = (MOST_PARTS if is_quick else 2) if apart else 0
             dealt = _dealt(model, numbered, calls, count)
@@ -366,7 +368,7 @@ class _Tallies:
             tallies, count = self._found[number], len(changed.model.subgraphs[number].outputs)
             try:
                 for at, arrays in _values(changed, number, _told(changed, number, self._inside), calls):
-                    for tally, before, now in zip(tallies, kept[at], arrays, strict=True):
+                    for tally, before, now in zip(tallies, kept[at], map(thinned, arrays), strict=True):
                         if tally is None or at not in compared:
                             continue
                         if tally.position >= count:
