@@ -182,7 +182,7 @@ def test_a_file_is_replaced_only_where_that_is_said(tmp_path: Path) -> None:
 class Inputs:
     """Ranges that somebody finds on inputs."""
 
-    def ranges(self, number: int, model: Model) -> dict[int, Range]:
+    def ranges(self, number: int, model: Model, *, whole: bool = False) -> dict[int, Range]:
         found = taken(model, out=(-5.0, 5.0)).on(GivenModel.of(model))
         return {id(model.subgraphs[0].tensor("factor")): (-1.5, 2.5), **found}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.nets import Net, UnsignedNet, codes, unsigned_layers, with_grid
+from tests.nets import Net, UnsignedNet, codes, parameters, unsigned_layers, with_grid
 from tfl_rewrite import (
     Judging,
     Report,
@@ -22,6 +22,7 @@ from tfl_rewrite import (
     rewrite,
     run,
     save,
+    verify,
 )
 from tfl_rewrite.calibration.fitter import InputActivations
 from tfl_rewrite.cli.main import main
@@ -405,6 +406,39 @@ def test_what_stays_float_has_integer_weights(tmp_path: Path, more: bool) -> Non
         if item.code.name == "DEQUANTIZE" and item.inputs[0] is not None and item.inputs[0].is_constant
     ]
     assert readers == [("spreading_int8", "INT8")]
+
+
+@pytest.mark.runtime
+def test_grids_hold_what_the_samples_show_that_judged_unless_the_user_kept_those(tmp_path: Path) -> None:
+    net = Net()
+    net.output(net.dense(net.input("in", (1, 8)), net.weights("w", (8, 8)), "out"))
+    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    save(net.model, source)
+    drawn = np.random.default_rng(1).uniform(-1, 1, (8, 1, 8)).astype(np.float32)
+    drawn[:, 0, :2], drawn[[3, 7], 0, 0] = (1, -1), 1.12
+    files = {}
+    for name, rows in (("all", [*range(8)]), ("fitted", [0, 1, 2, 4, 5, 6]), ("held", [3, 7])):
+        files[name] = tmp_path / f"{name}.npz"
+        np.savez(files[name], **{"in": drawn[rows]})
+
+    def run_on(inputs: str, **settings: Any) -> tuple[Report, float, float | None]:
+        judging = Judging(
+            inputs=(files[inputs],), resolver=("builtin",), tolerance=Tolerance(min_agreement=0)
+        )
+        report = rewrite(source, target, [Quantize(**FAST)], judging=replace(judging, **settings), force=True)
+        again = verify(source, target, replace(judging, inputs=(files["held"],)))
+        scale = parameters(load(target).subgraphs[0].operators[0].outputs[0])[0]
+        assert report.verdict is not None and report.verdict.sample_count == 2
+        return report, scale, again.worst_snr()
+
+    report, scale, snr = run_on("all")
+    assert scale == pytest.approx(2.12 / 255) and snr is not None
+    # What was said of it is what others show that its grids had not seen.
+    assert report.verdict.worst_snr() < snr - 5  # type: ignore[union-attr, operator]
+    assert report.notes[-1].startswith("verified with the ranges of other samples; the file has those of all")
+    report, scale, other = run_on("fitted", holdout=(files["held"],))
+    assert scale == pytest.approx(2 / 255) and not any("ranges" in note for note in report.notes)
+    assert report.verdict.worst_snr() == pytest.approx(other)  # type: ignore[union-attr]
 
 
 def test_stricter_passes_have_an_end() -> None:

@@ -671,6 +671,49 @@ def test_what_the_samples_that_judge_have_refused_is_fitted_to_them(
 
 
 @pytest.mark.runtime
+@pytest.mark.parametrize(
+    ("item", "rescue", "wanted", "near"),
+    [
+        (Fitted((9.0,)), True, 67.4, False),
+        (Fitted((9.0,), most=1), True, 41.4, True),
+        (Fitted((9.0,)), False, 41.4, True),
+        (Fitted((9.0, 9.0)), True, 67.4, False),
+    ],
+)
+def test_a_pass_that_few_samples_are_not_sure_of_is_made_stricter_where_it_can_be(
+    fixtures: Path, tmp_path: Path, item: Fitted, rescue: bool, wanted: float, near: bool
+) -> None:
+    inputs = (fixtures / "inputs" / "digits_calib.npz",)
+    tolerance = Tolerance(min_snr=41, min_agreement=0)
+    judging = Judging(inputs=inputs, tolerance=tolerance, rescue=rescue)
+    report = rewrite(fixtures / "digits_cnn.tflite", tmp_path / "out.tflite", [item], judging=judging)
+    assert report.verdict is not None and report.verdict.passed
+    assert report.verdict.worst_snr() == pytest.approx(wanted, abs=0.5)
+    assert any("too few to say that others keep as much" in note for note in report.notes) is near
+
+
+@pytest.mark.runtime
+def test_of_files_that_few_samples_are_not_sure_of_the_first_is_kept_unless_another_is_surer(
+    fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are within what so few samples hide; the stricter one is taken for a whole decibel at least."""
+    made = iter((2.0, 1.5, 2.0, 2.0, 1.0, 1.0))
+    monkeypatch.setattr("tfl_rewrite.judge.agreement.unsure_db", lambda *_: next(made))
+    inputs = (fixtures / "inputs" / "digits_calib.npz",)
+    judging = Judging(inputs=inputs, tolerance=Tolerance(min_snr=20, min_agreement=0))
+    for wanted in (41.4, 67.4):
+        report = rewrite(
+            fixtures / "digits_cnn.tflite",
+            tmp_path / "out.tflite",
+            [Fitted((9.0,))],
+            judging=judging,
+            force=True,
+        )
+        assert report.verdict is not None
+        assert report.verdict.worst_snr() == pytest.approx(wanted, abs=0.5)
+
+
+@pytest.mark.runtime
 def test_a_pass_that_can_lose_less_is_told_by_how_much(fixtures: Path, tmp_path: Path) -> None:
     source, target = fixtures / "digits_cnn.tflite", tmp_path / "out.tflite"
     strict = Judging(samples=1, tolerance=Tolerance(min_snr=40, min_agreement=0))

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import Observer, Wanted, collect
 from tfl_rewrite.calibration.probe import Probe, places_of
-from tfl_rewrite.calibration.ranges import Ranges
+from tfl_rewrite.calibration.ranges import Ranges, hull
 from tfl_rewrite.calibration.rounder import Calibrated, Ordered
 from tfl_rewrite.calibration.trials import Noises, Trials
 from tfl_rewrite.integers.modes import Range
@@ -320,9 +320,13 @@ class InputActivations:
         )
         return self._rounders.setdefault(number, made)
 
-    def ranges(self, number: int, model: Model) -> dict[int, Range]:
+    def ranges(self, number: int, model: Model, *, whole: bool = False) -> dict[int, Range]:
         """Returns the ranges of the float tensors of a model, which is run for them once."""
-        return self._ranges.setdefault(number, Ranges(self.judging, self._progress)).of(model)
+        found = self._ranges.setdefault(number, Ranges(self.judging, self._progress)).of(model)
+        if not whole:
+            return found
+        beside = Ranges(self.judging.for_judges, self._progress).of(model)
+        return {key: hull([each[key] for each in (found, beside) if key in each]) for key in found | beside}
 
     def measured(self, number: int, model: Model, use: Callable[[Measure], None]) -> None:
         """Gives somebody what measures a model whose activations are rounded."""

@@ -73,14 +73,15 @@ class Ranges(Observer[list[dict[int, _Seen]]]):
                 remedy="check --inputs; 'tfl-rewrite doctor' tells what is wrong with a model",
             )
         return {
-            id(tensor): _joined(ranges)
+            id(tensor): hull(ranges)
             for subgraph, seen in zip(model.subgraphs, self.found[0], strict=True)
             for at, tensor in enumerate(subgraph.tensors)
             if (ranges := [each for call, each in seen.get(at, {}).items() if call not in without])
         }
 
 
-def _joined(ranges: Sequence[Range]) -> Range:
+def hull(ranges: Sequence[Range]) -> Range:
+    """Returns the range that holds all of some."""
     lows, highs = zip(*ranges, strict=True)
     # Unlike min and max of Python, these keep a NaN, whichever side it is on.
     return float(np.min(lows)), float(np.max(highs))

@@ -297,6 +297,11 @@ class Pass(ABC):
         return None
 
     @property
+    def widened(self) -> Pass | None:
+        """The pass told to hold what the samples hold, too, that have judged it; None where it holds none."""
+        return None
+
+    @property
     def expanding(self) -> str:
         """The option that asks for the next finer form of all constants, such as ``--scheme dequantize``."""
         return ""

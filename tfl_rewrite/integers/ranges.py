@@ -264,11 +264,12 @@ class Calibration:
         else:
             self._target = kept
 
-    def ranges(self, model: Model) -> Mapping[int, Range]:
+    def ranges(self, model: Model, *, whole: bool = False) -> Mapping[int, Range]:
         """Returns the ranges of the float tensors that were seen, and of constants, by id.
 
         Args:
             model: With float weights.
+            whole: Whether on the samples that judge as well.
 
         Raises:
             UsageError: An input is NaN or infinite in a sample.
@@ -280,7 +281,7 @@ class Calibration:
             told = {key: held for key, held in self._known.items() if key not in constants}
             return constant_ranges(model) | told
         assert self.activations is not None
-        found = self.activations.ranges(self._number, model)
+        found = self.activations.ranges(self._number, model, whole=whole)
         _check_inputs(model, found)
         if self._target is not None and self._given is not None:
             made = TensorRanges.of(self._given, found)

@@ -96,6 +96,8 @@ class Quantize(Pass):
             with ``islands``.
         islands: By how many dB integers alone missed the tolerance, so that what costs most stays float; None
             where they are not known to miss it.
+        whole: Whether grids hold what the samples show that judge, too, once they have; what was chosen and
+            rounded for the others is kept.
 
     Example:
         >>> from tfl_rewrite.passes import Quantize
@@ -185,6 +187,7 @@ class Quantize(Pass):
     share: float | None = None
     margin: float = MARGIN_DB
     islands: float | None = None
+    whole: bool = False
     simplify: bool = option(False, SIMPLIFY)
 
     def __post_init__(self) -> None:
@@ -243,6 +246,11 @@ class Quantize(Pass):
         # What was missed by far, such as by one channel, is often kept by a few groups more; floats are dear.
         step = min(1.5 * max(short_db, 1.0), math.inf if is_mixed else _FLOATS_STEP_DB)
         return replace(self, margin=min(self.margin + step, most))
+
+    @property
+    def widened(self) -> Quantize | None:
+        """The pass whose grids hold all samples, unless their ranges were recorded."""
+        return None if isinstance(self.ranges, TensorRanges) else replace(self, whole=True)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place.
@@ -371,12 +379,13 @@ class Quantize(Pass):
         ranges = calibration.ranges(model)
         recipe = self._recipe(model, choice, ranges, calibration, context)
         bits, strictest, notes = self._bits(model, choice, ranges, recipe, calibration, context)
-        plan = IntegerPlan(model, bits, ranges, recipe, target=self.target)
+        planned = functools.partial(IntegerPlan, model, bits, recipe=recipe, target=self.target)
+        fitted, ranges = planned(ranges), calibration.ranges(model, whole=True) if self.whole else ranges
+        plan = planned(ranges) if self.whole else fitted
         operators = [operator for _, operator in model.operators()]
         hybrid = [item for item in operators if choice.of(item) is Computes.HYBRID]
         reasons = {key: why for key, why in plan.modes.reasons.items() if key not in set(map(id, hybrid))}
-        lossy = f"outputs lose too much with it in {self.activations}"
-        reasons |= {id(item): lossy for item in operators if choice.width(item) and bits(item) is None}
+        reasons |= {id(item): self._lossy for item in operators if choice.width(item) and bits(item) is None}
         skips = self._check(plan, operators, reasons, places, is_done=is_done)
         if not plan.modes.widths:
             idle = _counted("of what computes in floats, none can compute in integers", skips)
@@ -384,7 +393,7 @@ class Quantize(Pass):
         if self.effort is not Effort.FAST and calibration.activations is None:
             notes.insert(0, f"weights are rounded as by --effort fast: {self.effort.value} needs --inputs")
         notes += calibration.notes
-        rounder = self._rounder(plan, calibration, context)
+        rounder = self._rounder(fitted, calibration, context)
         computes = {key: f"int{width}" for key, width in plan.modes.widths.items()}
         editor = Editor(model)
         plan.convert(editor, plan.weights(rounder))
@@ -396,7 +405,7 @@ class Quantize(Pass):
             # What was made floats and stays so becomes integers again: the file would grow.
             hybrid += [item for item in operators if id(item) in packed & reasons.keys()]
             # Floats were asked for their activations: integer weights cost them little.
-            rescued = {key for key, why in reasons.items() if why == lossy}.difference(map(id, hybrid))
+            rescued = {key for key, why in reasons.items() if why == self._lossy}.difference(map(id, hybrid))
             self._store(model, rescued, "int8:channel:dequantize", context)
         for operator in self._hybrid(model, hybrid, context):
             computes[id(operator)] = Computes.HYBRID.value
@@ -410,6 +419,10 @@ class Quantize(Pass):
         came = (*edits, *border.edits), (*skips, *border.skips), tuple(notes)
         result = PassResult(self.name, *came, grows=True, files=calibration.files, retyped=bool(border.edits))
         return replace(result, strictest=strictest)
+
+    @property
+    def _lossy(self) -> str:
+        return f"outputs lose too much with it in {self.activations}"
 
     @property
     def _fixed(self) -> Recipe:

@@ -122,14 +122,7 @@ class Judges:
         self._refused_by = None
         if not self._fitted or verdict.status == "fail" or not verdict.measured:
             return verdict
-        by = self.strictness(results)
-        if by not in self._with_fitted:
-            # Once is enough: where kernels differ, the inputs that were held out tell.
-            given = replace(self._judging, inputs=self._fitted, holdout=(), implied=())
-            beside = self.panel(results).judge_of(verdict)
-            judge = Judge(self.expected(results), self._settings(given, results), beside=beside)
-            self._with_fitted[by] = self._stack.enter_context(judge)
-        judge = self._with_fitted[by]
+        judge = self._judge_of_all(results, verdict)
         current().say("verifying with what it was fitted to")
         found = judge.compare(made)
         if found.status == "fail":
@@ -140,6 +133,26 @@ class Judges:
         self._refused_by = judge
         told = f"on all {found.sample_count} samples, those that it was fitted to among them"
         return replace(found, reasons=tuple(f"{told}: {reason}" for reason in found.reasons))
+
+    def kept_of_all(self, results: Sequence[PassResult], made: Source, verdict: Verdict) -> float | None:
+        """Returns what a file keeps of the lowest output on all inputs of the user, in dB, if that is known.
+
+        Args:
+            results: What made it.
+            made: The file.
+            verdict: On inputs that were held out, of a file like it.
+        """
+        return self._judge_of_all(results, verdict).compare(made, repeat=False).worst_snr()
+
+    def _judge_of_all(self, results: Sequence[PassResult], verdict: Verdict) -> Judge:
+        by = self.strictness(results)
+        if by not in self._with_fitted:
+            # Once is enough: where kernels differ, the inputs that were held out tell.
+            given = replace(self._judging, inputs=self._fitted, holdout=(), implied=())
+            beside = self.panel(results).judge_of(verdict)
+            judge = Judge(self.expected(results), self._settings(given, results), beside=beside)
+            self._with_fitted[by] = self._stack.enter_context(judge)
+        return self._with_fitted[by]
 
     def judge_of(self, results: Sequence[PassResult], verdict: Verdict) -> Judge:
         """The judge of the worst verdict on what an attempt made, which was the last to be judged."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, last_packing, run_passes, with_packing
-from tfl_rewrite.errors import FormatError, UsageError, check_number
+from tfl_rewrite.errors import FormatError, UnsupportedError, UsageError, check_number
 from tfl_rewrite.files.atomic import PLAIN, AtomicFile, access_of, atomic_write
 from tfl_rewrite.files.claims import OUTPUT, Claim, check_claims, claims_of
 from tfl_rewrite.files.container import Container
@@ -55,35 +55,73 @@ def carry_out(plan: Plan) -> Report:
     """
     with contextlib.ExitStack() as stack:
         opened = _open(plan, stack)
-        try:
-            return _attempt(opened, plan.passes)
-        except RewriteFailed as error:
-            failed = error
         passes: Sequence[Pass] = plan.passes
-        while stricter := _stricter(opened, passes, failed):
-            passes = stricter
+        unsure: list[_Unsure] = []
+        while len(unsure) < _MOST_UNSURE:
+            try:
+                return _attempt(opened, passes, is_last=False)
+            except _Unsure as found:
+                unsure.append(found)
+                passes = found.stricter
+            except RewriteFailed as error:
+                failed, verdict = error, error.report.verdict
+                if unsure or verdict is None or verdict.status != "fail" or not verdict.measured:
+                    break
+                stricter = _stricter(opened, passes, error.report, verdict.short_db())
+                if not stricter:
+                    break
+                passes = stricter
             # What the samples that judge have refused says how much is asked for now.
             opened.unfitted = False
-            try:
-                return _attempt(opened, passes)
-            except RewriteFailed as error:
-                failed = error
-        return _rescue(opened, failed)
+        return _surest(opened, unsure) if unsure else _rescue(opened, failed)
+
+
+_MOST_UNSURE = 2
+"""So many files that pass by less than their samples tell are made, each stricter than the one before it."""
+_SURER_DB = 1.0
+"""By so much must a stricter file, which is larger or slower, be surer than the one before it."""
+
+
+class _Unsure(Exception):
+    """A file passes, but by less than the samples that judge are good for, and there is a stricter one."""
+
+    def __init__(
+        self, opened: _Opened, passes: Sequence[Pass], short: float, stricter: Sequence[Pass]
+    ) -> None:
+        super().__init__(short)
+        self.passes = passes
+        self.unfitted = opened.unfitted
+        self.short = short
+        self.stricter = stricter
+
+
+def _surest(opened: _Opened, unsure: Sequence[_Unsure]) -> Report:
+    """Makes the file again of which the samples tell most that others keep it, too."""
+    best = unsure[0]
+    for item in unsure:
+        if item.short <= best.short - _SURER_DB:
+            best = item
+    opened.unfitted = best.unfitted
+    return _attempt(opened, best.passes)
 
 
 def _attempt(
     opened: _Opened,
     passes: Sequence[Pass],
     complete: Callable[[Report], Report] = lambda report: report,
+    *,
+    is_last: bool = True,
 ) -> Report:
     """Does all of it once.
 
     Args:
         passes: Those of the plan; some may store constants finer.
         complete: Adds to the report, before anything is published, what else is known.
+        is_last: Whether a pass will do that few samples are not sure of.
 
     Raises:
         RewriteFailed: See :func:`carry_out`.
+        _Unsure: The file passes, and a stricter one may be surer.
     """
     ran = _run(opened, passes)
     if opened.settings.mode != "off" and ran.layout.verbatim is None:
@@ -93,7 +131,73 @@ def _attempt(
         warm(opened.settings.runtime[0])
     with _write(opened, ran) as (output, report):
         report = complete(_judge(opened, output, report, ran.flaws))
-        return _publish(opened, output, report)
+        if short := _unsure_db(opened, report):
+            stricter = [] if is_last else _stricter(opened, passes, report, short)
+            if stricter:
+                raise _Unsure(opened, passes, short, stricter)
+            report = replace(report, notes=(*report.notes, _NEAR))
+        return _widened(opened, passes, (output, report), complete) or _publish(opened, output, report)
+
+
+_NEAR = "the samples that judged are too few to say that others keep as much: give more"
+
+
+def _unsure_db(opened: _Opened, report: Report) -> float:
+    """By how much the samples that judged are too few to say that others pass, in dB; or 0."""
+    from tfl_rewrite.judge import agreement
+
+    if opened.context.activations is None or report.verdict is None:
+        return 0.0
+    if opened.judges.strictness(report.results) is not Effect.TOLERANCE:
+        return 0.0
+    return agreement.unsure_db(report.verdict, opened.settings.tolerance.min_snr)
+
+
+def _widened(
+    opened: _Opened,
+    passes: Sequence[Pass],
+    first: tuple[AtomicFile, Report],
+    complete: Callable[[Report], Report],
+) -> Report | None:
+    """Publishes the file that holds what the samples hold, too, that judged the first one.
+
+    With few samples a quarter of them more may be much. What is said of it is what the first one keeps, whose
+    ranges those samples had no part in; it must pass as well, and keep more of all samples: finer grids are
+    often worth more. Measured on 12 models, with other samples to judge by: wider grids won up to 9.8 dB on
+    eight and lost 0.8 to 2.9 on three, of which this rule takes none; of the eight it takes the one of 9.8.
+
+    Args:
+        opened: Whose samples were divided.
+        passes: What made the first file.
+        first: It, and what its judges say.
+        complete: See :func:`_attempt`.
+
+    Returns:
+        Its report; None where there is no such file, or it does not pass.
+    """
+    wider, verdict = [item.widened for item in passes], first[1].verdict
+    is_ours = opened.context.activations is not None and not opened.plan.settings.holdout
+    if not (is_ours and any(wider) and verdict is not None and verdict.passed):
+        return None
+    current().say("widening ranges to the samples that judged")
+    try:
+        ran = _run(opened, [new or old for new, old in zip(wider, passes, strict=True)])
+        with _write(opened, ran) as (output, report):
+            kept, now = (
+                opened.judges.kept_of_all(each.results, Source.open(file.path), verdict)
+                for file, each in (first, (output, report))
+            )
+            if kept is None or now is None or now < kept + _SURER_DB:
+                return None
+            report = complete(_judge(opened, output, report, ran.flaws))
+            if report.verdict is None or not report.verdict.passed:
+                return None
+            told = "verified with the ranges of other samples; the file has those of all, which keep"
+            note = f"{told} {now:.1f} dB of all, where those kept {kept:.1f}"
+            return _publish(opened, output, replace(report, verdict=verdict, notes=(*report.notes, note)))
+    except (RewriteFailed, UsageError, UnsupportedError):
+        # Such as where those samples are beyond what an integer kernel takes.
+        return None
 
 
 @slotted
@@ -442,16 +546,20 @@ def _beside(opened: _Opened, report: Report, stack: contextlib.ExitStack) -> Ite
         yield output
 
 
-def _stricter(opened: _Opened, passes: Sequence[Pass], failed: RewriteFailed) -> list[Pass]:
-    """Returns the passes told to lose less, as the judges found; none where no pass knows how."""
-    verdict = failed.report.verdict
-    if verdict is None or verdict.status != "fail" or not verdict.measured or not opened.settings.rescue:
+def _stricter(opened: _Opened, passes: Sequence[Pass], report: Report, short_db: float) -> list[Pass]:
+    """Returns the passes told to lose less, as the judges found; none where no pass knows how.
+
+    Args:
+        passes: What they made is not enough.
+        report: Of that.
+        short_db: By how much it is not.
+    """
+    if not opened.settings.rescue:
         return []
-    judged = opened.judges.strictness(failed.report.results)
-    short, results = verdict.short_db(), failed.report.results
+    judged = opened.judges.strictness(report.results)
     made = [
-        item.stricter(short) if item.effect is judged and not one.strictest else None
-        for item, one in zip(passes, results, strict=True)
+        item.stricter(short_db) if item.effect is judged and not one.strictest else None
+        for item, one in zip(passes, report.results, strict=True)
     ]
     if not any(made):
         return []

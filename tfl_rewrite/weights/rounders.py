@@ -315,12 +315,13 @@ class Activations(Protocol):
             correct_bias: Whether biases take mean errors back.
         """
 
-    def ranges(self, number: int, model: Model) -> Mapping[int, tuple[float, float]]:
+    def ranges(self, number: int, model: Model, *, whole: bool = False) -> Mapping[int, tuple[float, float]]:
         """Returns the least and the greatest value of float tensors, constants among them, by id.
 
         Args:
             number: Of the pass.
-            model: As it is now, with float weights. Tensors of it that no input reaches are missing.
+            model: As it is now, with float weights. What no input reaches is missing.
+            whole: Whether on the samples that judge as well.
         """
 
     def measured(self, number: int, model: Model, use: Callable[[Measure], None]) -> None:
@@ -345,11 +346,7 @@ class Activations(Protocol):
         """
 
     def fitting(self, number: int) -> Fitting:
-        """Returns what chooses values on grids for what they meet.
-
-        Args:
-            number: Of the pass.
-        """
+        """Returns what chooses values on grids for what they meet, for the pass of a number."""
 
 
 @runtime_checkable
