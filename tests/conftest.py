@@ -16,6 +16,7 @@ import numpy as np
 import numpy.testing
 import pytest
 import threadpoolctl
+from hypothesis import HealthCheck, settings
 
 from .helpers import CORPUS, FIXTURES, NO_CORPUS, ROOT
 
@@ -25,6 +26,10 @@ for number, heard in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, heard)
 
+
+# How long an example takes to make tells how busy the machine is.
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 
 # Both run programs of the system when they are first used: now, before the tests are watched.
 assert numpy.testing
