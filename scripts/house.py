@@ -80,6 +80,7 @@ LONG_MODULES: dict[str, str] = {
     "shards/partition.py": "one line of operators, with each reason against a cut",
     "shards/split.py": "one way from a model to a folder of parts",
     "weights/candidates.py": "one question: which constants may change, with each reason why one stays",
+    "weights/storage.py": "one notion: a form, what is decided of it, and when it is of no use",
     "weights/plan.py": "one decision, with each reason why a constant stays",
     "shards/rest.py": "one model in two: its base, and what the base lacks",
     "shards/web.py": "one client with every limit on what a server may do",

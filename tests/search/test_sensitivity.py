@@ -83,19 +83,23 @@ class Files:
 
 def test_more_than_eight_bits_are_told_from_fewer() -> None:
     texts = ["int12:channel:dequantize", "int8:channel:dequantize", "int4:channel:dequantize", "float16"]
-    made, bias = unit(*(option(text, 1e-5) for text in texts)), unit(option("float16", 1e-8))
+    made, bias, short = (
+        unit(*(option(text, 1e-5) for text in texts)),
+        *(unit(option("float16", 1e-8)) for _ in range(2)),
+    )
+    bias.elements, short.elements = 256, 255
     files = Files()
     measure(
-        [made, bias],
+        [made, bias, short],
         files,  # type: ignore[arg-type]
         1000,
         state=State(None, ""),
         clock=Clock(None),
         progress=lambda _what, _done, _total: None,
     )
-    # Of what has no other encoding something has to be known.
+    # Of what has no other encoding something has to be known, unless there is next to nothing of it.
     assert files.measured == ["int4:channel:dequantize", "float16", "int8:channel:dequantize"]
-    assert all(each.noise is not None for each in made.options)
+    assert all(each.noise is not None for each in (*made.options, *short.options))
 
 
 def of_bits(unit_bytes: float, *rows: tuple[str, float]) -> Unit:

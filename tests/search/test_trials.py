@@ -84,11 +84,18 @@ def choices(session: Session) -> list[dict[int, Form]]:
         for text in ENCODINGS[::2]
     ]
     hybrid = Encoding.parse("int8:channel")
-    mixed = {
-        unit.position: each[-1] if number % 2 else hybrid
-        for number, (unit, each) in enumerate(zip(units, forms, strict=True))
+    weights = {
+        unit.position: each
+        for unit, each in zip(units, forms, strict=True)
+        if any(isinstance(form, Encoding) and form.form.is_integer for form in each)
     }
-    return [{unit.position: hybrid for unit in units}, {units[0].position: hybrid}, *found, mixed]
+    mixed = {
+        position: each[-1] if number % 2 else hybrid
+        for number, (position, each) in enumerate(weights.items())
+    }
+    # Biases become float16, or stay.
+    assert len(weights) < len(units)
+    return [dict.fromkeys(weights, hybrid), {next(iter(weights)): hybrid}, *found, mixed]
 
 
 @pytest.mark.runtime

@@ -72,6 +72,7 @@ class QuantizeWeights(Pass):
         finer_few: Whether constants of few elements take int8 where all are asked to take fewer bits.
         scale_axes: Along which axis scales lie where only DEQUANTIZE reads them, by position of the buffer.
         may_be_sparse: Whether int8 behind DEQUANTIZE may be stored without its zeros.
+        compacted: Whether the file is laid out compactly afterwards; see :class:`WeightPlan`.
         magnitudes: What was read of the constants of a file, for many passes over it; see
             :class:`Magnitudes`.
         selection: Which constants, of what the options say.
@@ -152,6 +153,7 @@ class QuantizeWeights(Pass):
     finer_few: bool = True
     scale_axes: Mapping[int, int] = field(default_factory=dict)
     may_be_sparse: bool = True
+    compacted: bool = False
     magnitudes: Magnitudes | None = field(default=None, compare=False, repr=False)
     selection: Selection = field(init=False)
     simplify: bool = option(False, SIMPLIFY)
@@ -217,6 +219,7 @@ class QuantizeWeights(Pass):
         few, chosen = self.finer_few and self.assignment is None, (self.selection, self.min_runtime)
         made = WeightPlan(model, *chosen, self._encoding, recipe, self.levels, self.magnitudes, few)
         made.scale_axes, made.may_be_sparse = self.scale_axes, self.may_be_sparse
+        made.compacted = self.compacted
         return made
 
     def _encoding(self, item: Candidate, position: int) -> Encoding:

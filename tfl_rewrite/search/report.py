@@ -24,7 +24,8 @@ from tfl_rewrite.search.integers import Integers, Tried
 from tfl_rewrite.search.search import snr_of
 from tfl_rewrite.search.standing import Step
 from tfl_rewrite.search.trials import Measured
-from tfl_rewrite.search.units import LEAST_ELEMENTS, Unit, encodings_of
+from tfl_rewrite.search.units import Unit, encodings_of
+from tfl_rewrite.weights.candidates import LEAST_ELEMENTS
 from tfl_rewrite.weights.codes import Code
 from tfl_rewrite.weights.encoding import VERSION, Encoding
 

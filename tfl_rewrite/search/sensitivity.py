@@ -120,6 +120,9 @@ LEAST_GAIN = 0.01
 _SHARES = ("sparsity:0.5", "sparsity:0.8")
 """Of zeros, that are measured; the error of the products tells the others."""
 
+_SHORT = 256
+"""Elements of a constant that is worth a file, where nothing else than float16 is tried."""
+
 _FINE = 8
 """The noise of more bits is told from that of fewer, which takes fewer files."""
 
@@ -322,9 +325,15 @@ def _round(pairs: Sequence[_Pair], trials: Trials, clock: Clock, progress: Progr
 
 
 def _first(units: Sequence[Unit]) -> list[_Pair]:
-    """Returns what to measure first: one encoding of each unit, of the largest ones first."""
+    """Returns what to measure first: one encoding of each unit, of the largest ones first.
+
+    None of the short ones that become float16 or stay, such as biases: a file for each would take more time
+    than they are worth, and what others tell of their noise is next to nothing.
+    """
     found = []
     for unit in _by_size(units):
+        if unit.elements < _SHORT and all(_is_told(option.form) for option in unit.options[1:]):
+            continue
         by_text = {str(option.form): option for option in unit.options[1:]}
         found.append((unit, next((by_text[text] for text in _FIRST if text in by_text), unit.options[-1])))
     return found

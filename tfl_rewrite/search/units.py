@@ -23,13 +23,13 @@ from tfl_rewrite.numerics.grids import KINDS, Rows, deflated, estimated
 from tfl_rewrite.passes.prune import Prune, Sparsity, stored_nbytes, zeros_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Goal, Objective
-from tfl_rewrite.weights.candidates import Candidate
+from tfl_rewrite.weights.candidates import LEAST_ELEMENTS, Candidate
 from tfl_rewrite.weights.codes import Code
 from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.grids import Choice as Grid
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.scales import Magnitudes
-from tfl_rewrite.weights.storage import Decision, forms
+from tfl_rewrite.weights.storage import COMPACT, Decision, forms
 
 Form = Encoding | Grid | Sparsity | Code
 Float64 = npt.NDArray[np.float64]
@@ -38,13 +38,7 @@ KEPT = Encoding.parse("float32")
 _LEAST_SPARED = 0.05
 """Of a constant with a scale for each channel, what one scale must spare to be worth measuring."""
 
-_COMPACT = 0.5
-"""Of what operators and tensors may take at most, what they take in a compact file: 0.35 to 0.68, measured
-on five models with one scale, in float16 and in blocks of 32."""
-
 SMALL = (Objective.FILE, Objective.DOWNLOAD)
-LEAST_ELEMENTS = 64
-"""Smaller constants stay: a DEQUANTIZE of their own would cost more than they."""
 
 ENCODINGS = tuple(text for form in forms().values() for text in form.tried)
 """What is tried, where the file is to be small. Weights behind DEQUANTIZE leave activations alone, so their
@@ -186,7 +180,7 @@ def base_pass(settings: QuantizeWeights, objective: Objective = Objective.FILE) 
     """Returns the user's pass, with all constants of some size in it, each of them read once."""
     least = LEAST_ELEMENTS if settings.min_elements is None else settings.min_elements
     # XNNPACK takes no layer whose weights a DENSIFY makes whole.
-    settings = replace(settings, min_elements=least, may_be_sparse=objective in SMALL)
+    settings = replace(settings, min_elements=least, may_be_sparse=objective in SMALL, compacted=True)
     return replace(settings, magnitudes=Magnitudes())
 
 
@@ -257,7 +251,7 @@ def _nbytes(group: Sequence[Decision]) -> float:
     distinct = {made.content: made for made in group}.values()
     # Equal zero points are written once; of a kernel's own weights the plan does not say how many share them.
     free = sum(made.form.zero_points_nbytes(made) for made in distinct if Reading.HYBRID in made.readings)
-    return sum(made.nbytes for made in distinct) - free + _COMPACT * sum(made.overhead for made in group)
+    return sum(made.nbytes for made in distinct) - free + COMPACT * sum(made.overhead for made in group)
 
 
 def _kept_cost(unit: Unit, objective: Objective) -> float:

@@ -20,9 +20,8 @@ from tfl_rewrite.weights.sparse import DenseBlob, densify_of, indices_nbytes, is
 
 # The converter's own threshold (``kWeightsMinNumElementsDefault`` of ``quantize_weights.cc``).
 _CONVERTER_ELEMENTS = 1024
-_LEAST_ELEMENTS = 64
-_LEAST_BIAS = 256
-"""Of shorter biases float16 with its DEQUANTIZE saves next to nothing."""
+LEAST_ELEMENTS = 64
+"""Smaller constants stay: a DEQUANTIZE of their own would cost more than they."""
 UNNAMED = "(unnamed)"
 _WEIGHT_TYPES = ("FLOAT32", "FLOAT16", "INT8", "INT4", "INT2")
 
@@ -145,7 +144,7 @@ class Selection:
             if tensor.is_constant and tensor.dtype_name in _WEIGHT_TYPES and id(tensor) not in scales
         }
         part = sum(elements.values()) // 400
-        return _CONVERTER_ELEMENTS, max(_LEAST_ELEMENTS, min(_CONVERTER_ELEMENTS, part))
+        return _CONVERTER_ELEMENTS, max(LEAST_ELEMENTS, min(_CONVERTER_ELEMENTS, part))
 
     def unwanted(self, words: Sequence[str]) -> tuple[str, str] | None:
         """Returns ``(rule, reason)`` if the patterns leave out a constant of these names and readers."""
@@ -416,4 +415,4 @@ def _fixed(item: Candidate, graph: Graph) -> tuple[str, str] | None:
             return "constant", reason
         if use.operator.options is not None and "quant_spec" in use.operator.options:
             return "own-quantization", f"{name} has a quantization of its own"
-    return BIAS if item.is_bias and item.elements < _LEAST_BIAS else None
+    return None

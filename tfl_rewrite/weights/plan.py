@@ -24,6 +24,7 @@ from tfl_rewrite.numerics.symmetric import Channels
 from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.weights.candidates import (
     BIAS,
+    LEAST_ELEMENTS,
     Candidate,
     Selection,
     find_candidates,
@@ -39,8 +40,17 @@ from tfl_rewrite.weights.readers import WeightForms, agree, scales_axis, settle_
 from tfl_rewrite.weights.rounders import Work
 from tfl_rewrite.weights.scales import Magnitudes, ScaleAxes
 from tfl_rewrite.weights.sparse import OVERHEAD_NBYTES
-from tfl_rewrite.weights.storage import Decision, StorageForm, block_hybrid_biases, block_useless
+from tfl_rewrite.weights.storage import (
+    COMPACT,
+    Decision,
+    StorageForm,
+    block_hybrid_biases,
+    block_useless,
+)
 from tfl_rewrite.work import current
+
+_LEAST_BIAS = 256
+"""Of shorter biases float16 with its DEQUANTIZE saves next to nothing, unless the file is compact."""
 
 _SPARSE_SHARE = 0.75
 """Of the bytes of all integers, what those that are not zero may take: as many as int6, which costs as much
@@ -62,6 +72,7 @@ class WeightPlan:
         finer_few: Whether constants of few elements take 8 bits instead of fewer.
         scale_axes: Along which axis scales lie where only DEQUANTIZE reads them, by position of the buffer.
         may_be_sparse: Whether int8 behind DEQUANTIZE may be stored without its zeros.
+        compacted: Whether the file is laid out compactly, so that tensors and operators take less.
         blocked: Id of each candidate that stays, with ``(rule, reason)``.
         magnitudes: What was read of the constants.
         by_value: Candidates by the id of the tensor that operators read; without biases.
@@ -84,6 +95,7 @@ class WeightPlan:
     finer_few: bool = False
     scale_axes: Mapping[int, int] = field(default_factory=dict)
     may_be_sparse: bool = True
+    compacted: bool = False
     graph: Graph = field(init=False)
     blocked: dict[int, tuple[str, str]] = field(default_factory=dict)
     magnitudes: Magnitudes = field(default_factory=Magnitudes)
@@ -200,7 +212,8 @@ class WeightPlan:
         least = self.least = selection.least(self.model, scale_constants(self.graph, self.model))
         ends = first_and_last(weights, least) if selection.keep_first_last else set()
         for item in items:
-            rounded = item.is_bias and self.encodings[id(item)].form.is_integer
+            short = item.elements < (LEAST_ELEMENTS if self.compacted else _LEAST_BIAS)
+            rounded = item.is_bias and (short or self.encodings[id(item)].form.is_integer)
             reason = BIAS if rounded else selection.refuses(item, least, ends)
             if reason is not None:
                 self.blocked[id(item)] = reason
@@ -227,7 +240,8 @@ class WeightPlan:
                 # A hybrid kernel errs more, for it rounds activations too: what it saves has to be plain.
                 if Reading.HYBRID not in each.readings:
                     each.sharing = self.axes.shared(each.item, each.channels.channels)
-            block_useless(self.model, list(decisions.values()), self.blocked)
+            share = COMPACT if self.compacted else 1.0
+            block_useless(self.model, list(decisions.values()), self.blocked, share)
             block_hybrid_biases(list(decisions.values()), self.blocked)
             if len(self.blocked) == before:
                 return [decisions[id(item)] for item in items if id(item) in decisions]

@@ -34,6 +34,10 @@ QUANTIZATION_NBYTES = 64
 TENSOR_NBYTES = 96
 OPERATOR_NBYTES = 56
 BUFFER_NBYTES = 32
+COMPACT = 0.5
+"""Of these, what they take in a compact file: 0.35 to 0.68, measured on five models with one scale, in
+float16 and in blocks of 32."""
+
 _ZERO_POINT_NBYTES = 8
 _SCALE_NBYTES = 4
 
@@ -318,19 +322,22 @@ def together(made: Decision) -> bool:
     return made.item.together > 0 and Reading.HYBRID in made.readings
 
 
-def group_nbytes(group: Sequence[Decision]) -> int:
-    """Returns the bytes that the decisions of one buffer take."""
+def group_nbytes(group: Sequence[Decision], share: float) -> int:
+    """Returns the bytes of the decisions of one buffer, with a share of what is beside the elements."""
     distinct = {made.content: made.nbytes for made in group}
-    return sum(distinct.values()) + sum(made.overhead for made in group)
+    return sum(distinct.values()) + int(share * sum(made.overhead for made in group))
 
 
-def block_useless(model: Model, decisions: Sequence[Decision], blocked: dict[int, tuple[str, str]]) -> None:
+def block_useless(
+    model: Model, decisions: Sequence[Decision], blocked: dict[int, tuple[str, str]], share: float
+) -> None:
     """Blocks constants whose bytes would have to stay, or whose new form is not smaller.
 
     Args:
         model: Whose constants they are.
         decisions: What is to become of them.
         blocked: Id of each candidate that stays, with ``(rule, reason)``; added to.
+        share: Of what tensors and operators take at most, that counts.
     """
     sharing, pinned = model.holders(), model.pinned
     groups: dict[int, list[Decision]] = {}
@@ -345,17 +352,19 @@ def block_useless(model: Model, decisions: Sequence[Decision], blocked: dict[int
         elif key in pinned:
             reason = ("shared", "metadata refers to its bytes")
         elif not any(map(together, group)):
-            saved = group[0].item.nbytes - group_nbytes(group)
+            saved = group[0].item.nbytes - group_nbytes(group, share)
             if saved <= 0:
                 kind = group[0].form.name
                 reason = ("not-smaller", f"{kind} with its scales and operators takes {-saved} bytes more")
         if reason is not None:
             for made in group:
                 blocked.setdefault(id(made.item), reason)
-    _block_together(groups, blocked)
+    _block_together(groups, blocked, share)
 
 
-def _block_together(groups: dict[int, list[Decision]], blocked: dict[int, tuple[str, str]]) -> None:
+def _block_together(
+    groups: dict[int, list[Decision]], blocked: dict[int, tuple[str, str]], share: float
+) -> None:
     """Blocks the weights of operators that take all or none, where all of them are not smaller."""
     operators: dict[int, dict[int, list[Decision]]] = {}
     for key, group in groups.items():
@@ -364,7 +373,7 @@ def _block_together(groups: dict[int, list[Decision]], blocked: dict[int, tuple[
                 for use in made.item.uses:
                     operators.setdefault(id(use.operator), {})[key] = group
     for buffers in operators.values():
-        saved = sum(group[0].item.nbytes - group_nbytes(group) for group in buffers.values())
+        saved = sum(group[0].item.nbytes - group_nbytes(group, share) for group in buffers.values())
         if saved <= 0:
             reason = ("not-smaller", f"int8 takes {-saved} bytes more for all weights of its operator")
             for made in (made for group in buffers.values() for made in group):

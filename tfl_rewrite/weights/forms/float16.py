@@ -89,6 +89,10 @@ class Float16Cast(WorkPayload):
 class Float16(StorageForm):
     """Float16 values behind DEQUANTIZE."""
 
+    def overhead(self, made: Decision) -> int:
+        """No scales."""
+        return made.dequantize_nbytes
+
     def store(
         self, _editor: Editor, _made: Decision, work: Work, _rounder: Rounder, buffer: Buffer
     ) -> Stored:
