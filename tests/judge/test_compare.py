@@ -153,6 +153,19 @@ def test_a_channel_that_drowns_beside_stronger_ones():
     assert not result.passed and (result.channel.axis, result.channel.number) == (1, 4)
 
 
+def test_a_channel_of_two_values_may_rest_where_more_are_judged_besides():
+    random = np.random.default_rng(0)
+    before = random.normal(0, 100, (2, 1, 40)).astype(np.float32)
+    before[1, 0, 7] = before[0, 0, 7] + 0.2
+    after = np.round(before)
+    after[:, 0, 7] = after[0, 0, 7]
+    assert "channel 7 of axis 1 does not vary any more" in samples_of(before, after).reason
+    result = samples_of(before, after, Tolerance(few_channels=True))
+    assert result.passed and result.untold == "channels: 2 values of each tell too little"
+    more = [np.concatenate([array] * 2) for array in (before, after)]
+    assert not samples_of(*more, Tolerance(few_channels=True)).passed
+
+
 def test_a_channel_counts_only_if_its_signal_is_real():
     random = np.random.default_rng(0)
     before = np.concatenate([random.normal(300, 100, (4, 9, 4)), random.normal(0, 1e-5, (4, 9, 1))], -1)

@@ -28,9 +28,11 @@ from tfl_rewrite.calibration.fitter import InputActivations
 from tfl_rewrite.cli.main import main
 from tfl_rewrite.editing import Context
 from tfl_rewrite.integers.border import TYPES, Form
+from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.passes import Quantize, QuantizeWeights
 from tfl_rewrite.passes.quantize import OperatorChange
+from tfl_rewrite.pipeline.verify import FullPanel
 
 from ..helpers import script
 
@@ -410,10 +412,7 @@ def test_what_stays_float_has_integer_weights(tmp_path: Path, more: bool) -> Non
 
 @pytest.mark.runtime
 def test_grids_hold_what_the_samples_show_that_judged_unless_the_user_kept_those(tmp_path: Path) -> None:
-    net = Net()
-    net.output(net.dense(net.input("in", (1, 8)), net.weights("w", (8, 8)), "out"))
-    source, target = tmp_path / "in.tflite", tmp_path / "out.tflite"
-    save(net.model, source)
+    source, target = one_layer(tmp_path / "in.tflite"), tmp_path / "out.tflite"
     drawn = np.random.default_rng(1).uniform(-1, 1, (8, 1, 8)).astype(np.float32)
     drawn[:, 0, :2], drawn[[3, 7], 0, 0] = (1, -1), 1.12
     files = {}
@@ -439,6 +438,62 @@ def test_grids_hold_what_the_samples_show_that_judged_unless_the_user_kept_those
     report, scale, other = run_on("fitted", holdout=(files["held"],))
     assert scale == pytest.approx(2 / 255) and not any("ranges" in note for note in report.notes)
     assert report.verdict.worst_snr() == pytest.approx(other)  # type: ignore[union-attr]
+
+
+@pytest.mark.runtime
+def test_a_sample_unlike_all_others_is_kept_and_told(tmp_path: Path) -> None:
+    source, target = one_layer(tmp_path / "in.tflite"), tmp_path / "out.tflite"
+    drawn = np.random.default_rng(1).uniform(-1, 1, (8, 1, 8)).astype(np.float32)
+    drawn[7] *= 8
+    np.savez(tmp_path / "all.npz", **{"in": drawn})
+    judging = Judging(
+        inputs=(tmp_path / "all.npz",), resolver=("builtin",), tolerance=Tolerance(min_agreement=0)
+    )
+    report = rewrite(source, target, [Quantize(**FAST)], judging=judging)
+    assert report.verdict is not None and report.verdict.passed and not report.verdict.unfitted
+    assert any(note.startswith("the samples that judge are unlike the others") for note in report.notes)
+    for settings in ({"rescue": False}, {"holdout": judging.inputs, "inputs": some(tmp_path, drawn[:6])}):
+        with pytest.raises(RewriteFailed):
+            rewrite(source, target, [Quantize(**FAST)], judging=replace(judging, **settings), force=True)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("whole", [True, False])
+def test_kernels_that_differ_on_few_samples_are_asked_on_all(
+    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, asked = one_layer(tmp_path / "in.tflite"), list[int]()
+    inputs = some(tmp_path, np.random.default_rng(1).uniform(-1, 1, (8, 1, 8)).astype(np.float32))
+    compare = FullPanel.compare
+
+    def apart(self: FullPanel, after: Any, *, repeat: bool = True) -> Verdict:
+        found = compare(self, after, repeat=repeat)
+        asked.append(found.sample_count)
+        differs = whole or found.sample_count == 2
+        return replace(found, status="fail", cause="outputs", reasons=("apart",)) if differs else found
+
+    monkeypatch.setattr(FullPanel, "compare", apart)
+    judging = Judging(inputs=inputs, resolver=("default", "builtin"), tolerance=Tolerance(min_agreement=0))
+    made = [Quantize(**FAST, float_islands="refuse")]
+    if whole:
+        with pytest.raises(RewriteFailed, match="apart"):
+            rewrite(source, tmp_path / "out.tflite", made, judging=replace(judging, rescue=False))
+    else:
+        report = rewrite(source, tmp_path / "out.tflite", made, judging=judging)
+        assert report.verdict is not None and report.verdict.passed and report.verdict.unfitted
+    assert asked[:2] == [2, 8]
+
+
+def one_layer(path: Path) -> Path:
+    net = Net()
+    net.output(net.dense(net.input("in", (1, 8)), net.weights("w", (8, 8)), "out"))
+    save(net.model, path)
+    return path
+
+
+def some(folder: Path, drawn: Any) -> tuple[Path]:
+    np.savez(folder / "some.npz", **{"in": drawn})
+    return (folder / "some.npz",)
 
 
 def test_stricter_passes_have_an_end() -> None:

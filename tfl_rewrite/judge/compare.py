@@ -224,6 +224,9 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
         if slices is None:
             continue
         moved = slices.still & (slices.span > 0) & (slices.moved > 0)
+        sums = tally.channels.get(axis)
+        if tolerance.few_channels and sums is not None and sums.count <= _TOO_FEW:
+            continue
         if tally.rows.rows and tally.rows.are_shares:
             moved &= tally.rows.unit * slices.span >= 4 * LEAST_SHARE
         if axis not in channels and slices.still.size > _FEW_PLACES:
@@ -237,7 +240,6 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
         dead = moved & (slices.moved >= needed)
         rare = moved & (slices.moved < needed)
         if dead.any() and kernels is not None:
-            sums = tally.channels.get(axis)
             # Where channels are told apart, a sensitive one excuses no other.
             if sums is not None:
                 dead &= ~_unreal(axis, sums, tolerance, kernels())

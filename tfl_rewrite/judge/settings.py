@@ -46,6 +46,8 @@ class Tolerance:
             output may be scores over classes; and least share of equal elements of integer and bool outputs
             without quantization, where a distance means nothing. Of fewer than 10 one may differ, unless
             this is 1.
+        few_channels: Whether a channel may rest of which two or three values were seen: by chance they are
+            as good as equal in one of many channels. Only where more samples are judged besides.
 
     Raises:
         UsageError: A bound is none, or out of its range.
@@ -73,6 +75,7 @@ class Tolerance:
     max_abs_error: float | None = option(
         None, "largest error of any element of an output", metavar="X", bounds=ERROR_BOUNDS
     )
+    few_channels: bool = False
 
     def __post_init__(self) -> None:
         """Refuses values that would let everything or nothing pass by accident."""

@@ -249,8 +249,8 @@ class Quantize(Pass):
 
     @property
     def widened(self) -> Quantize | None:
-        """The pass whose grids hold all samples, unless their ranges were recorded."""
-        return None if isinstance(self.ranges, TensorRanges) else replace(self, whole=True)
+        """The pass whose grids hold all samples, unless they do, or their ranges were recorded."""
+        return None if self.whole or isinstance(self.ranges, TensorRanges) else replace(self, whole=True)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Rewrites the model in place.

@@ -73,7 +73,9 @@ def carry_out(plan: Plan) -> Report:
                 passes = stricter
             # What the samples that judge have refused says how much is asked for now.
             opened.unfitted = False
-        return _surest(opened, unsure) if unsure else _rescue(opened, failed)
+        if unsure:
+            return _surest(opened, unsure)
+        return _of_all(opened, plan.passes, failed) or _rescue(opened, failed)
 
 
 _MOST_UNSURE = 2
@@ -175,13 +177,11 @@ def _widened(
     Returns:
         Its report; None where there is no such file, or it does not pass.
     """
-    wider, verdict = [item.widened for item in passes], first[1].verdict
-    is_ours = opened.context.activations is not None and not opened.plan.settings.holdout
-    if not (is_ours and any(wider) and verdict is not None and verdict.passed):
+    wider, verdict = _holding_all(opened, passes), first[1].verdict
+    if not (wider and verdict is not None and verdict.passed):
         return None
-    current().say("widening ranges to the samples that judged")
     try:
-        ran = _run(opened, [new or old for new, old in zip(wider, passes, strict=True)])
+        ran = _run(opened, wider)
         with _write(opened, ran) as (output, report):
             kept, now = (
                 opened.judges.kept_of_all(each.results, Source.open(file.path), verdict)
@@ -198,6 +198,49 @@ def _widened(
     except (RewriteFailed, UsageError, UnsupportedError):
         # Such as where those samples are beyond what an integer kernel takes.
         return None
+
+
+def _of_all(opened: _Opened, passes: Sequence[Pass], failed: RewriteFailed) -> Report | None:
+    """Publishes the file whose ranges hold all samples, where the others' do not do for those that judged.
+
+    Of few samples one may lie far beyond all others (an eye that looks away, a patient among others), and
+    every file that the others tell how to make loses it. With its range it is kept, as by whoever calibrates
+    with all samples; but nothing has judged that the file did not see, which is said.
+
+    Args:
+        opened: Whose samples were divided.
+        passes: Those of the plan.
+        failed: What came of ranges without those samples.
+
+    Returns:
+        Its report; None where there is no such file, or it does not pass.
+    """
+    verdict = failed.report.verdict
+    if verdict is None or verdict.cause != "outputs" or not opened.settings.rescue:
+        return None
+    wider = _holding_all(opened, passes)
+    if not wider:
+        return None
+    opened.unfitted = False
+    try:
+        return _attempt(opened, wider, lambda report: replace(report, notes=(*report.notes, _UNLIKE)))
+    except (RewriteFailed, UsageError, UnsupportedError):
+        return None
+
+
+_UNLIKE = (
+    "the samples that judge are unlike the others, whose ranges do not do for them: the file has the ranges "
+    "of all, and none has judged that it did not see; give more samples"
+)
+
+
+def _holding_all(opened: _Opened, passes: Sequence[Pass]) -> list[Pass]:
+    """Returns the passes told to hold what the samples show that judge; none where the user kept those."""
+    wider = [item.widened for item in passes]
+    if opened.context.activations is None or opened.plan.settings.holdout or not any(wider):
+        return []
+    current().say("widening ranges to the samples that judge")
+    return [new or old for new, old in zip(wider, passes, strict=True)]
 
 
 @slotted
