@@ -185,6 +185,19 @@ def test_a_channel_counts_only_if_its_signal_is_real():
     assert samples_of(lonely, gone).passed
 
 
+def test_a_class_of_one_sample_that_is_lost_is_named():
+    random = np.random.default_rng(0)
+    before = np.abs(random.normal(0, 1e-3, (8, 10)))
+    before[np.arange(8), np.arange(8)] += 5
+    before[7, 9] = 0.4
+    before = (before / before.sum(-1, keepdims=True)).astype(np.float32)
+    after = before.copy()
+    after[:, 9] *= np.float32(1e-3)
+    result = samples_of(before, after)
+    assert result.passed and result.untold == "channel 9 of axis 1: one value alone moves"
+    assert samples_of(before, before * np.float32(1.01)).untold is None
+
+
 def test_what_varies_counts_beside_a_large_offset():
     random = np.random.default_rng(0)
     before = (40 + random.normal(0, 0.1, (8, 1, 1))).astype(np.float32)

@@ -219,7 +219,9 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
         return _Frozen({})
     channels = set(tally.channels) or {max(tally.stillness.axes, default=0)}
     axes: dict[int, Bools] = {}
-    untold: list[str] = []
+    lonely = {
+        axis: _lonely(sums, tally, tolerance) for axis, sums in tally.channels.items() if sums is not None
+    }
     for axis, slices in tally.stillness.axes.items():
         if slices is None:
             continue
@@ -247,8 +249,9 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
                 dead &= ~_unlike(slices.span, tally, tolerance, kernels())
         if dead.any():
             axes[axis] = dead
-        if rare.any() and axis in channels:
-            untold += _one_value_moves(rare, axis)
+        if axis in channels:
+            lonely[axis] = lonely.get(axis, rare) | rare
+    untold = [_one_value_moves(found, axis) for axis, found in lonely.items() if found.any()]
     few = [sums for sums in tally.channels.values() if sums is not None and sums.count <= _TOO_FEW]
     if few and not tally.bit_exact:
         untold.append(f"channels: {few[0].count} values of each tell too little")
@@ -267,10 +270,31 @@ def _tolerated(tally: OutputTally, tolerance: Tolerance) -> float:
     return least if np.isfinite(least) else 0.0
 
 
-def _one_value_moves(moved: Bools, axis: int) -> list[str]:
+def _lonely(sums: ChannelSums, tally: OutputTally, tolerance: Tolerance) -> Bools:
+    """Channels that are lost and vary by one value alone, such as a class that one sample is of."""
+    least = tolerance.min_channel_snr
+    counts = _telling(sums, tally) & (sums.spread < SHARED_BY) & (sums.count > _TOO_FEW)
+    return counts & ~(_ratios(sums) >= (-math.inf if least is None else least))
+
+
+def _telling(sums: ChannelSums, tally: OutputTally) -> Bools:
+    """Channels whose variation is worth looking at."""
+    if not (tally.rows.rows and tally.rows.are_shares):
+        return np.asarray(sums.signal > 0)
+    return np.asarray(tally.rows.unit * np.sqrt(sums.signal / sums.count) >= LEAST_SHARE)
+
+
+def _ratios(sums: ChannelSums) -> Float64:
+    """What each channel keeps of its variation, in dB."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(sums.noise > 0, 10 * np.log10(sums.signal / sums.noise), np.inf)
+    return np.where(np.isfinite(sums.signal) & np.isfinite(sums.noise), ratio, -np.inf)
+
+
+def _one_value_moves(moved: Bools, axis: int) -> str:
     count, first = int(moved.sum()), int(np.argmax(moved))
     which = f"channel {first}" if count == 1 else f"{count} channels, such as {first},"
-    return [f"{which} of axis {axis}: one value alone moves"]
+    return f"{which} of axis {axis}: one value alone moves"
 
 
 def _unlike(span: Float64, tally: OutputTally, tolerance: Tolerance, other: OutputTally | None) -> Bools:
@@ -326,14 +350,9 @@ def _worst_of_axis(
     frozen: _Frozen,
 ) -> ChannelComparison | None:
     with np.errstate(divide="ignore", invalid="ignore"):
-        signal, noise = sums.signal, sums.noise
-        ratio = np.where(noise > 0, 10 * np.log10(signal / noise), np.inf)
-        kept = 10 * np.log10(sums.signal_after / signal)
-    ratio = np.where(np.isfinite(signal) & np.isfinite(noise), ratio, -np.inf)
-    spread = sums.spread
-    counts = (signal > 0) & (spread >= SHARED_BY)
-    if tally.rows.rows and tally.rows.are_shares:
-        counts &= tally.rows.unit * np.sqrt(signal / sums.count) >= LEAST_SHARE
+        kept = 10 * np.log10(sums.signal_after / sums.signal)
+    ratio = _ratios(sums)
+    counts = _telling(sums, tally) & (sums.spread >= SHARED_BY)
     least = tolerance.min_channel_snr
     if least is not None and tally.facts.dtype == "bool":
         # A flag of which a quarter is wrong, where it is as often on as off.
