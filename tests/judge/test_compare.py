@@ -194,7 +194,7 @@ def test_a_class_of_one_sample_that_is_lost_is_named():
     after = before.copy()
     after[:, 9] *= np.float32(1e-3)
     result = samples_of(before, after)
-    assert result.passed and result.untold == "channel 9 of axis 1: one value alone moves"
+    assert result.passed and result.untold == "channel 9 of axis 0: one value alone moves"
     assert samples_of(before, before * np.float32(1.01)).untold is None
 
 
