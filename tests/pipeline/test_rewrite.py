@@ -37,6 +37,8 @@ from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline import judges
 
+from ..nets import Net
+
 IMPOSSIBLE = Judging(samples=1, tolerance=Tolerance(min_snr=200), blame_seconds=0, rescue=False)
 QUICK = Judging(samples=1)
 OFF = Judging(mode="off")
@@ -64,6 +66,12 @@ class Edit(Pass):
     def run(self, model: Model, context: Context) -> PassResult:
         self.edit(model)
         return PassResult(self.name, (Done(),), grows=self.grows)
+
+
+class Lossy(Edit):
+    """A pass of these tests that a ratio judges."""
+
+    effect: ClassVar[Effect] = Effect.TOLERANCE
 
 
 class Nothing(Pass):
@@ -711,6 +719,32 @@ def test_of_files_that_few_samples_are_not_sure_of_the_first_is_kept_unless_anot
         )
         assert report.verdict is not None
         assert report.verdict.worst_snr() == pytest.approx(wanted, abs=0.5)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(
+    ("rows", "by", "least", "wanted"),
+    [(1, 0.2, 20.0, True), (1, 0.001, 20.0, False), (1, 0.2, 10.0, False), (201, 0.2, 20.0, False)],
+)
+def test_a_pass_on_samples_whose_outputs_are_sure_of_themselves_does_not_look_sure(
+    tmp_path: Path, rows: int, by: float, least: float, wanted: bool
+) -> None:
+    """What goes into the SOFTMAX is off by a fifth: 14 dB. Of many decisions the outputs tell enough."""
+    net, size = Net(), 8
+    inside = net.dense(
+        net.input("x", (rows, size)), net.constant("w", 40 * np.eye(size, dtype=np.float32)), "h"
+    )
+    net.output(net.add("SOFTMAX", [inside], "y", (rows, size), beta=1.0))
+    save(net.model, tmp_path / "in.tflite")
+    given = (tmp_path / "in.npz",)
+    np.savez(given[0], x=np.eye(size, dtype=np.float32)[np.arange(8 * rows) % size].reshape(8, rows, size))
+    judging = Judging(inputs=given, tolerance=Tolerance(min_snr=least))
+    report = rewrite(tmp_path / "in.tflite", tmp_path / "out.tflite", [Lossy(perturb(by))], judging=judging)
+    verdict = report.verdict
+    assert verdict is not None and verdict.passed and (verdict.worst_snr() or 0) > 100
+    words = "less sure samples (before its last operator y keeps 14.0 dB)"
+    assert (verdict.headline == "PASS (for samples as sure as these)") is wanted
+    assert verdict.not_judged == ((words,) if wanted else ())
 
 
 @pytest.mark.runtime

@@ -100,6 +100,9 @@ A float32 operation is off by at most 2^-24 of its result, 144 dB; of what foldi
 least that an output kept was 127 dB. A wrong constant or a factor in the wrong place keeps far less.
 """
 
+INSIDE = Tolerance(min_snr=None, min_agreement=0.0)
+"""Before a last SOFTMAX and the like only the noise counts."""
+
 
 @frozen(kw_only=True)
 class Judging:

@@ -269,7 +269,7 @@ class Verdict(JsonData):
         untold = [f"{item.label} ({item.untold})" for item in self.outputs if item.untold is not None]
         if not self.measured and not lost:
             return ("everything",)
-        return (*lost, *silent, *untold, *self.unseen)
+        return (*lost, *silent, *self.unseen, *untold)
 
     def of_unfitted(self) -> Verdict:
         """The same, as one on samples that were kept apart from those that the file was fitted to."""

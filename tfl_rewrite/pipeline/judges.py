@@ -139,6 +139,12 @@ class Judges:
         told = f"on all {found.sample_count} samples, those that it was fitted to among them"
         return replace(found, reasons=tuple(f"{told}: {reason}" for reason in found.reasons))
 
+    def with_hidden(self, results: Sequence[PassResult], made: Source, verdict: Verdict) -> Verdict:
+        """Says, where a ratio judged, what outputs that are sure of themselves hide of a file that passed."""
+        if self.strictness(results) is not Effect.TOLERANCE:
+            return verdict
+        return self.panel(results).with_hidden(made, verdict)
+
     def kept_of_all(self, results: Sequence[PassResult], made: Source, verdict: Verdict) -> float | None:
         """Returns what a file keeps of the lowest output on all inputs of the user, in dB, if that is known.
 

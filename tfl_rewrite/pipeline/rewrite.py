@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,12 +133,16 @@ def _attempt(
         # It loads while the file is written and the judge is loaded.
         warm(opened.settings.runtime[0])
     with _write(opened, ran) as (output, report):
-        report = complete(_judge(opened, output, report, ran.flaws))
+        made = _made_in(output)
+        report = complete(_judge(opened, made, report, ran.flaws))
         if short := _unsure_db(opened, report):
             stricter = [] if is_last else _stricter(opened, passes, report, short)
             if stricter:
                 raise _Unsure(opened, passes, short, stricter)
             report = replace(report, notes=(*report.notes, _NEAR))
+        if report.verdict is not None and opened.plan.judge is None:
+            verdict = opened.judges.with_hidden(report.results, made(), report.verdict)
+            report = replace(report, verdict=verdict)
         return _widened(opened, passes, (output, report), complete) or _publish(opened, output, report)
 
 
@@ -189,7 +194,7 @@ def _widened(
             )
             if kept is None or now is None or now < kept + _SURER_DB:
                 return None
-            report = complete(_judge(opened, output, report, ran.flaws))
+            report = complete(_judge(opened, _made_in(output), report, ran.flaws))
             if report.verdict is None or not report.verdict.passed:
                 return None
             told = "verified with the ranges of other samples; the file has those of all, which keep"
@@ -446,14 +451,17 @@ def _write(opened: _Opened, ran: _Ran) -> Iterator[tuple[AtomicFile, Report]]:
         yield output, report
 
 
-def _judge(opened: _Opened, output: AtomicFile, report: Report, flaws: Sequence[Problem]) -> Report:
+def _made_in(output: AtomicFile) -> Callable[[], Source]:
+    """What opens the file that was made, and parses it the first time that somebody asks for it."""
+    return cache(lambda: Source.open(output.path))
+
+
+def _judge(opened: _Opened, opens: Callable[[], Source], report: Report, flaws: Sequence[Problem]) -> Report:
     """Verifies the file that was made; raises unless it may be published."""
     settings = opened.settings
     if report.outcome == "unchanged":
-        return (
-            report if settings.mode == "off" else _judged_elsewhere(opened, Source.open(output.path), report)
-        )
-    made = Source.open(output.path)
+        return report if settings.mode == "off" else _judged_elsewhere(opened, opens(), report)
+    made = opens()
     if settings.mode == "off":
         return _unverified(report, "not run, as asked", settings)
     report = _judged_elsewhere(opened, made, _judged(opened, made, report))

@@ -23,7 +23,7 @@ from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.judge import blame as tracing
 from tfl_rewrite.judge.judge import Judge, Panel, run_model
 from tfl_rewrite.judge.layers import Blame
-from tfl_rewrite.judge.settings import FOLDED, Judging, Tolerance
+from tfl_rewrite.judge.settings import FOLDED, INSIDE, Judging, Tolerance
 from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, with_entries
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.pipeline.report import with_newer
@@ -121,6 +121,20 @@ class FullPanel:
         )
         return with_entries(verdict, [*verdict.entries, entry])
 
+    def with_hidden(self, after: PathLike, verdict: Verdict) -> Verdict:
+        """Says of a pass what few decisions hide that are sure; see :func:`agreement.with_hidden`."""
+        from tfl_rewrite.judge.agreement import with_hidden
+        from tfl_rewrite.pipeline.copies import MANY_DECISIONS
+
+        least = self._judging.tolerance.min_snr
+        if verdict.status != "pass" or least is None or all(item.bit_exact for item in verdict.outputs):
+            return verdict
+        paths, decisions = self._open_both(after)
+        if not 0 < decisions < MANY_DECISIONS:
+            return verdict
+        with Judge(paths[0], self._judging, beside=self.judge_of(verdict)) as judge:
+            return with_hidden(verdict, judge.compare(paths[1], tolerance=INSIDE), least)
+
     def judge_of(self, verdict: Verdict) -> Judge:
         """The judge of the worst verdict that `compare` returned."""
         return self._panel("", self._before, self._judging.inputs).judge_of(verdict)
@@ -157,9 +171,8 @@ class FullPanel:
         silent = {(item.signature, item.position) for item in verdict.outputs if item.silence is not None}
         if not silent:
             return verdict
-        self._before = _parsed(self._before)
-        paths = self._path("opened"), self._path("opened-after")
-        if not self._open(self._before, paths[0]) or not self._open(after, paths[1]):
+        paths, decisions = self._open_both(after)
+        if not decisions:
             return verdict
         found = self._panel("opened", paths[0], self._judging.inputs).compare(paths[1], repeat=False)
         inside = {(item.signature, item.position): item for item in found.outputs}
@@ -252,14 +265,19 @@ class FullPanel:
         assert self._scratch is not None
         return self._scratch.path / f"{name}.tflite"
 
-    def _open(self, path: PathLike, target: Path) -> bool:
+    def _open_both(self, after: PathLike) -> tuple[tuple[Path, Path], int]:
+        """Opens both files; returns where they are, and what each call decides, 0 if one was not opened."""
         from tfl_rewrite.pipeline.copies import open_outputs
 
+        self._before = _parsed(self._before)
+        paths = self._path("opened"), self._path("opened-after")
+        # Differences from the mean are computed of floats alone, which both files need to give.
+        centred = not self._judging.retyped
         try:
-            # Differences from the mean are computed of floats alone, which both files need to give.
-            return open_outputs(path, target, centred=not self._judging.retyped) > 0
+            files = zip((self._before, after), paths, strict=True)
+            return paths, min(open_outputs(path, target, centred=centred) for path, target in files)
         except TflRewriteError:
-            return False
+            return paths, 0
 
 
 _NAMED = 5

@@ -24,7 +24,7 @@ from tfl_rewrite.interpreter.interface import Array
 from tfl_rewrite.interpreter.process import death_of
 from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge, RunResult, run_model
-from tfl_rewrite.judge.settings import Judging, Tolerance
+from tfl_rewrite.judge.settings import INSIDE, Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.pipeline.copies import MANY_DECISIONS, open_outputs
@@ -33,8 +33,6 @@ from tfl_rewrite.search.units import Float64, ratio
 
 Metric = Callable[[Sequence[Path]], float]
 """The user's own figure of a file, or of one made for each part of the inputs."""
-INSIDE = Tolerance(min_snr=None, min_agreement=0.0)
-"""Before a last SOFTMAX and the like only the noise counts."""
 _SCRIPT = Path(__file__).with_name("metric_child.py")
 QUIET = 1e-16
 """Noise that counts as none."""

@@ -18,7 +18,7 @@ from tfl_rewrite.errors import FormatError, InvariantError, UnsupportedError
 from tfl_rewrite.files.source import Source, layout, load, save
 from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge, verdicts
-from tfl_rewrite.judge.settings import Judging, Tolerance
+from tfl_rewrite.judge.settings import INSIDE, Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.codecs import Codec
@@ -31,7 +31,6 @@ from tfl_rewrite.search.basis import Basis, Content, Contents, sites_of, written
 from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import (
-    INSIDE,
     Figures,
     Metric,
     counts_hidden,
