@@ -76,6 +76,7 @@ LONG_MODULES: dict[str, str] = {
     "reading/findings.py": "one row a finding; nearly all of it is text",
     "passes/quantize_weights.py": "one pass: its options, and what carries its decisions out",
     "search/sensitivity.py": "one question, what an option costs at the outputs: measured, told, or hopeless",
+    "search/shrink.py": "one search, from what was asked for to the file that the last verdict takes",
     "search/trials.py": "one store of what was tried",
     "shards/external.py": "one format, written and read",
     "shards/partition.py": "one line of operators, with each reason against a cut",

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import names_nbytes
+from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed
+from tfl_rewrite.pipeline.rewrite import carry_out
 from tfl_rewrite.search.clock import Clock
+from tfl_rewrite.search.integers import Integers
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
 from tfl_rewrite.search.session import Wanted
 from tfl_rewrite.search.shrink import opened_for
-from tfl_rewrite.search.standing import Found, Standing
-from tfl_rewrite.search.trials import Frame, Rounding
+from tfl_rewrite.search.standing import Found, Standing, held
+from tfl_rewrite.search.trials import Chosen, Frame, Rounding
 from tfl_rewrite.search.units import grids_of
 from tfl_rewrite.weights.payloads import WeightChange
 from tfl_rewrite.weights.rounders import Effort
@@ -488,3 +491,84 @@ def test_a_search_parses_its_source_once(
     monkeypatch.setattr(Source, "__init__", counted)
     tfl_rewrite.shrink(dense, tmp_path / "out.tflite", Goal(min_snr=20), judging=Judging(samples=2))
     assert parsed.count(str(dense)) == 1
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, refuses: Callable[[int, Plan], bool]) -> list[Plan]:
+    """Has the last verdict refuse some files, which are told by how many were to be published before them."""
+    plans: list[Plan] = []
+
+    def published(plan: Plan) -> Report:
+        plans.append(plan)
+        if not refuses(len(plans) - 1, plan):
+            return carry_out(plan)
+        report = carry_out(replace(plan, dry_run=True, ready=lambda _report: None))
+        assert report.verdict is not None
+        first, *others = report.verdict.outputs
+        outputs = (replace(first, passed=False, rule="snr", short_db=2.0), *others)
+        failed = replace(report.verdict, status="fail", reasons=("a channel",), outputs=outputs)
+        raise RewriteFailed("differs", replace(report, verdict=failed))
+
+    monkeypatch.setattr("tfl_rewrite.search.shrink.carry_out", published)
+    return plans
+
+
+def is_stored_otherwise(plan: Plan) -> bool:
+    return any(isinstance(item, Chosen) and item.encodings for item in plan.passes)
+
+
+@pytest.mark.runtime
+def test_what_the_last_verdict_refuses_is_not_the_end(
+    digits: tuple[Path, Judging, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next file that keeps more is published, and what is said of it is its own."""
+    plans = refusing(monkeypatch, lambda number, _: number == 0)
+    target = tmp_path / "out.tflite"
+    report = search(digits, target, min_snr=32.0)
+    assert report.promised is not None and report.promised_snr is not None
+    assert len(plans) == 2 and is_stored_otherwise(plans[1])
+    (encodings,) = (item.encodings for item in plans[0].passes if isinstance(item, Chosen))
+    first = min((item for item in report.curve if item.choice == encodings), key=lambda item: item.nbytes)
+    assert target.stat().st_size == report.promised.nbytes
+    assert first.nbytes < report.promised.nbytes < report.nbytes_before
+    assert held(report.promised, report.goal) >= held(first, report.goal) + 2.0
+    assert report.promised_snr >= 32.0 and any(report.is_chosen(item) for item in report.curve)
+    (note,) = (note for note in report.notes if "refused" in note)
+    assert note.endswith("bytes was refused by the last verdict: a channel")
+
+
+@pytest.mark.runtime
+def test_the_original_is_left_where_the_last_verdict_refuses_all_else(
+    digits: tuple[Path, Judging, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After files of the curve and those of other activations."""
+
+    def is_lossy(_: int, plan: Plan) -> bool:
+        return is_stored_otherwise(plan) or any(isinstance(item, Integers) for item in plan.passes)
+
+    plans = refusing(monkeypatch, is_lossy)
+    target = tmp_path / "out.tflite"
+    report = search(digits, target, min_snr=32.0, activations="any")
+    assert report.promised is not None and not report.promised.choice and not report.promised.activations
+    integers = [any(isinstance(item, Integers) for item in plan.passes) for plan in plans]
+    assert set(integers) == {True, False} and 4 <= len(plans) <= 8 and not is_lossy(0, plans[-1])
+    assert target.stat().st_size == report.promised.nbytes and report.promised_snr == float("inf")
+    told = "\n".join(report.notes)
+    assert told.count("was refused by the last verdict") == len(plans) - 1 and "the original, but for" in told
+    assert [item.activations for item in report.tried if item.chosen] == ["float"]
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("bounds", [{"min_snr": 20.0, "max_nbytes": 70_000}, {"max_nbytes": 70_000}])
+def test_a_size_is_kept_where_the_last_verdict_refuses_all(
+    digits: tuple[Path, Judging, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bounds: dict[str, Any],
+) -> None:
+    plans = refusing(monkeypatch, lambda *_: True)
+    with pytest.raises(ShrinkFailed, match="differs") as error:
+        search(digits, tmp_path / "out.tflite", **bounds)
+    assert error.value.exit_code == 4 and error.value.report.promised is None
+    assert sum("was refused" in note for note in error.value.report.notes) == len(plans)
+    assert all(map(is_stored_otherwise, plans)) and 2 <= len(plans) <= 4
+    assert not list(tmp_path.iterdir())

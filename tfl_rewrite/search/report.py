@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,22 +13,26 @@ from typing import Any, ClassVar
 
 from tfl_rewrite.calibration.holdout import Split
 from tfl_rewrite.errors import UsageError, VerificationError
+from tfl_rewrite.files.source import Source
 from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.options.patterns import MOST_CHARACTERS, exact
 from tfl_rewrite.passes.remove_dead import names_nbytes
 from tfl_rewrite.passes.simplify import Simplify
-from tfl_rewrite.pipeline.report import Report
+from tfl_rewrite.pipeline.report import Plan, Report
 from tfl_rewrite.search.goals import FLOATS, Goal
 from tfl_rewrite.search.integers import Integers, Tried
 from tfl_rewrite.search.search import snr_of
+from tfl_rewrite.search.session import Session
+from tfl_rewrite.search.settle import caveats
 from tfl_rewrite.search.standing import Step
 from tfl_rewrite.search.trials import Measured
 from tfl_rewrite.search.units import Unit, encodings_of
 from tfl_rewrite.weights.candidates import LEAST_ELEMENTS
 from tfl_rewrite.weights.codes import Code
-from tfl_rewrite.weights.encoding import VERSION, Encoding
+from tfl_rewrite.weights.encoding import VERSION, Encoding, unmatched_notes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +174,48 @@ class ShrinkReport(JsonData):
         if words:
             lines += ["tfl-rewrite quantize IN OUT --inputs PATH", *words, "comes next: it makes integers."]
         return "".join(f"# {line}\n" for line in lines) + "\n" * bool(lines)
+
+
+def report_of(
+    plan: Plan, opened: Session, best: Tried, tried: Sequence[Tried], refused: Sequence[str] = ()
+) -> ShrinkReport:
+    """Returns what the search came to, before anything is published.
+
+    Args:
+        plan: The files.
+        opened: The search.
+        best: What is to be published.
+        tried: What came of each kind of activations.
+        refused: What is to be said of files that were to be published before it.
+    """
+    goal, source, found = opened.wanted.goal, Source.of(opened.wanted.frame.source), best.found
+    curve = [made for item in tried for made in item.curve]
+    own = [note for item in tried if item.search is not None for note in item.search.notes]
+    model = source.model()
+    unmatched = unmatched_notes(goal.weights.selection, model, Graph.of(model))
+    kept = found.promised is not None and not (found.promised.choice or found.promised.activations)
+    if kept and goal.bounds_error and best.search is not None and best.search.units:
+        text = f"nothing smaller was found that keeps {goal.text()}: the original, but for what loses nothing"
+        own.append(text)
+    own += names_note(model, goal, found.promised)
+    return ShrinkReport(
+        goal=goal,
+        source=source.path,
+        target="" if plan.target is None else os.fspath(plan.target),
+        nbytes_before=source.nbytes,
+        report=None,
+        promised=found.promised,
+        proven=found.proven.verdict if found.proven is not None else None,
+        proven_snr=found.proven.snr if found.proven is not None else None,
+        proven_sure=found.proven.sure if found.proven is not None else None,
+        curve=tuple(curve),
+        units=() if best.search is None else tuple(best.search.units),
+        split=opened.split,
+        files=opened.trials.files,
+        overrun=opened.clock.overrun,
+        tried=() if goal.activations == FLOATS else tuple(tried),
+        notes=(*refused, *unmatched, *own, *found.notes, *caveats(goal, found, best.curve)),
+    )
 
 
 def _way(item: Measured) -> tuple[object, ...]:

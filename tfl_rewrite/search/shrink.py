@@ -6,9 +6,10 @@ And the coarsest rounding of constants that keeps the outputs at a given ratio: 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from tfl_rewrite.editing.base import Pass, last_packing, run_passes
@@ -16,14 +17,14 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.claims import Claim
 from tfl_rewrite.files.source import ModelLike, Source, layout
 from tfl_rewrite.judge.settings import Judging
-from tfl_rewrite.model.graph import Graph
+from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.prune import Encode, Prune
 from tfl_rewrite.passes.remove_dead import RemoveDead, strips
 from tfl_rewrite.passes.round_weights import RoundWeights
 from tfl_rewrite.passes.simplify import Simplify
-from tfl_rewrite.pipeline.report import Plan
+from tfl_rewrite.pipeline.report import Plan, RewriteFailed
 from tfl_rewrite.pipeline.rewrite import PathLike, carry_out, source_of
 from tfl_rewrite.reading.metadata import on_disk, with_media
 from tfl_rewrite.search.anytime import Anytime
@@ -31,14 +32,13 @@ from tfl_rewrite.search.clock import Clock, TimeIsUp
 from tfl_rewrite.search.downloads import by_steps, smallest_download
 from tfl_rewrite.search.goals import ANY, FLOATS, INTEGERS, Goal, Objective
 from tfl_rewrite.search.integers import FLOAT_SHARE, Tried, chosen, of_floats, rivals, why_not
-from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport, names_note
+from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport, report_of
 from tfl_rewrite.search.sensitivity import Progress
 from tfl_rewrite.search.session import Session, Wanted, session
-from tfl_rewrite.search.settle import caveats, settle
-from tfl_rewrite.search.standing import Standing, Step
+from tfl_rewrite.search.settle import Room, settle
+from tfl_rewrite.search.standing import Found, Standing, Step, held, runner_up
 from tfl_rewrite.search.trials import UNMADE, Frame, Measured, Rounding
 from tfl_rewrite.search.units import base_pass
-from tfl_rewrite.weights.encoding import unmatched_notes
 from tfl_rewrite.weights.rounders import Effort
 from tfl_rewrite.work import working
 
@@ -115,31 +115,115 @@ def search_and_publish(
     """
     with opened_for(_wanted(plan, goal), progress) as opened:
         tried, steps = _all_tried(opened)
-        best = next((item for item in tried if item.chosen), tried[0])
-        made, found = replace(_report(plan, opened, best, tried), steps=steps), best.found
-        if found.promised is None or found.proven is None:
-            raise ShrinkFailed(
-                f"{made.missed}; nothing was written",
-                made,
-                "choose a point of the table, or another budget",
-            )
-        last = Plan(
-            source=opened.wanted.frame.source,
-            target=plan.target,
-            passes=(*opened.wanted.frame.before, *best.passes, *opened.wanted.frame.after),
-            # Nothing is fitted any more: these judge only.
-            settings=replace(
-                opened.far,
-                inputs=(),
-                holdout=opened.far.inputs,
-                tolerance=goal.tolerance,
-                agreeing=not goal.bounds_error,
-            ),
-            force=plan.force,
-            dry_run=plan.dry_run,
-            ready=lambda report: ready(replace(made, report=report)),
-        )
-        return replace(made, report=carry_out(last))
+        ladder = Ladder(opened, tried)
+        while True:
+            made = replace(report_of(plan, opened, ladder.best, ladder.tried, ladder.refused), steps=steps)
+            remedy = "choose a point of the table, or another budget"
+            if made.promised is None or made.proven is None:
+                raise ShrinkFailed(f"{made.missed}; nothing was written", made, remedy)
+            try:
+                return _publish(plan, opened, ladder.best, made, ready)
+            except RewriteFailed as error:
+                if not ladder.step_back(error.report.verdict):
+                    none = replace(made, promised=None, proven=None, proven_snr=None, proven_sure=None)
+                    none = replace(none, notes=(ladder.refused[-1], *made.notes))
+                    raise ShrinkFailed(error.what, none, error.remedy or remedy) from error
+
+
+_STEPS = 3
+"""So many other files of the curve are published at most, where the last verdict refuses them one by one."""
+
+
+@dataclass(slots=True, eq=False)
+class Ladder:
+    """Files that keep the budget, from the best of a search to the original.
+
+    Attributes:
+        opened: The search.
+        tried: What came of each kind of activations.
+        refused: What is to be said of those that the last verdict refused.
+        room: How much the next file of the curve is to keep.
+    """
+
+    opened: Session
+    tried: list[Tried]
+    refused: list[str] = field(init=False, default_factory=list)
+    room: Room = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.room = Room(-math.inf, self.opened.wanted.goal.in_db)
+
+    @property
+    def best(self) -> Tried:
+        """What is to be published."""
+        return next((item for item in self.tried if item.chosen), self.tried[0])
+
+    def step_back(self, verdict: Verdict | None) -> bool:
+        """Goes on to the next file after the best was refused; False where there is none.
+
+        The smallest file of the curve that keeps more by as much as was missed comes first, then what other
+        activations came to, then the original, which keeps all bounds on the error.
+
+        Args:
+            verdict: The one that refused it.
+        """
+        best, goal = self.best, self.opened.wanted.goal
+        made = best.found.promised
+        assert made is not None
+        why = "; ".join(verdict.reasons) if verdict is not None else "it was not verified"
+        self.refused.append(f"a file of {made.nbytes:,} bytes was refused by the last verdict: {why}")
+        others = {item.activations: item for item in self.tried}
+        others[best.activations] = replace(best, chosen=False, reason=why, path=None)
+        floats = others.get(FLOATS, Tried(activations=FLOATS))
+        opened, judge = self.opened, self.opened.judge()
+        with judge:
+            original = Standing(opened.trials, goal, judge, opened.clock, opened.trials.measure({}))
+            found = None
+            if best.activations == FLOATS and made.choice and len(self.refused) <= _STEPS:
+                short = 0.0 if verdict is None else verdict.short_db()
+                self.room.margin = max(self.room.margin, held(made, goal))
+                # What is no matter of degree tells nothing of how far to go.
+                self.room.move(short if 0 < short < math.inf else 0.1)
+                found = runner_up(floats.curve, original, made, self.room.margin)
+            keeping = [item for item in others.values() if item.keeps]
+            if found is None and keeping:
+                following = min(keeping, key=lambda item: math.inf if item.cost is None else item.cost)
+            else:
+                found = found or (original.found if made.choice or made.activations else Found())
+                if found.promised is None:
+                    return False
+                following = of_floats(opened, floats.search, found)
+        others[following.activations] = replace(following, chosen=True, reason="")
+        self.tried = list(others.values())
+        return True
+
+
+def _publish(
+    plan: Plan, opened: Session, best: Tried, made: ShrinkReport, ready: Callable[[ShrinkReport], None]
+) -> ShrinkReport:
+    """Makes what was found anew, has it judged by all kernels, and gives it its name.
+
+    Raises:
+        RewriteFailed: The last verdict refuses what those of the search took; nothing was written.
+    """
+    frame, goal = opened.wanted.frame, opened.wanted.goal
+    last = Plan(
+        source=frame.source,
+        target=plan.target,
+        passes=(*frame.before, *best.passes, *frame.after),
+        # Nothing is fitted any more: these judge only.
+        settings=replace(
+            opened.far,
+            inputs=(),
+            holdout=opened.far.inputs,
+            tolerance=goal.tolerance,
+            agreeing=not goal.bounds_error,
+        ),
+        force=plan.force,
+        dry_run=plan.dry_run,
+        ready=lambda report: ready(replace(made, report=report)),
+    )
+    return replace(made, report=carry_out(last))
 
 
 @contextlib.contextmanager
@@ -245,38 +329,6 @@ def _wanted(plan: Plan, goal: Goal) -> Wanted:
         base=base_pass(goal.weights, goal.objective),
         grids=grids,
         force=plan.force,
-    )
-
-
-def _report(plan: Plan, opened: Session, best: Tried, tried: Sequence[Tried]) -> ShrinkReport:
-    """Returns what the search came to, before anything is published."""
-    goal, source, found = opened.wanted.goal, Source.of(opened.wanted.frame.source), best.found
-    curve = [made for item in tried for made in item.curve]
-    own = [note for item in tried if item.search is not None for note in item.search.notes]
-    model = source.model()
-    unmatched = unmatched_notes(goal.weights.selection, model, Graph.of(model))
-    kept = found.promised is not None and not (found.promised.choice or found.promised.activations)
-    if kept and goal.bounds_error and best.search is not None and best.search.units:
-        text = f"nothing smaller was found that keeps {goal.text()}: the original, but for what loses nothing"
-        own.append(text)
-    own += names_note(model, goal, found.promised)
-    return ShrinkReport(
-        goal=goal,
-        source=source.path,
-        target="" if plan.target is None else os.fspath(plan.target),
-        nbytes_before=source.nbytes,
-        report=None,
-        promised=found.promised,
-        proven=found.proven.verdict if found.proven is not None else None,
-        proven_snr=found.proven.snr if found.proven is not None else None,
-        proven_sure=found.proven.sure if found.proven is not None else None,
-        curve=tuple(curve),
-        units=() if best.search is None else tuple(best.search.units),
-        split=opened.split,
-        files=opened.trials.files,
-        overrun=opened.clock.overrun,
-        tried=() if goal.activations == FLOATS else tuple(tried),
-        notes=(*unmatched, *own, *found.notes, *caveats(goal, found, best.curve)),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from tfl_rewrite.options.json_data import JsonData, finite, shown
-from tfl_rewrite.search.clock import Clock
+from tfl_rewrite.search.clock import Clock, TimeIsUp
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures, HoldoutJudge
 from tfl_rewrite.search.search import key_of, snr_of
@@ -171,3 +171,44 @@ class Standing:
         if best is None or goal.bounds_error:
             return best is None or made.cost < best.cost
         return made.sound and snr_of(made) > snr_of(best)
+
+
+_OTHERS = 3
+"""So many files at most are judged to find the one that comes after a file that was refused."""
+
+
+def held(made: Measured, goal: Goal) -> float:
+    """By how much a file keeps the bounds, in dB; what it keeps, where they cannot be told in dB."""
+    return -made.missing(goal) if goal.in_db else snr_of(made)
+
+
+def runner_up(
+    curve: Sequence[Measured], standing: Standing, refused: Measured, least: float = -math.inf
+) -> Found | None:
+    """Returns the file that comes after one, of those that keep the bounds, on held-out inputs too.
+
+    Args:
+        curve: Files that were measured.
+        standing: Makes and judges them; what it found counts for nothing.
+        refused: The file that comes before: the smallest, or with only a bound on the size the best one.
+        least: By how much another one has to keep bounds on the error; see :func:`held`.
+    """
+    goal, trials, clock = standing.goal, standing.trials, standing.clock
+    if goal.bounds_error:
+        after = [item for item in curve if item.cost > refused.cost and held(item, goal) >= least]
+        after.sort(key=lambda item: (item.cost, -snr_of(item)))
+    else:
+        after = [item for item in curve if item.sound and snr_of(item) < snr_of(refused)]
+        after.sort(key=lambda item: (-snr_of(item), item.cost))
+    for made in [item for item in after if item.choice and item.missing(goal) <= 0][:_OTHERS]:
+        try:
+            with clock.extended():
+                clock.check()
+                final = finished(trials, made)
+                judged = standing.judge.evaluate(trials.path)
+        except TimeIsUp:
+            return None
+        fits = goal.max_nbytes is None or final.nbytes <= goal.max_nbytes
+        if fits and judged.missing(goal) <= 0 and (goal.bounds_error or judged.runs):
+            return Found(final, judged)
+    return None
