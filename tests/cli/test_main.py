@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,38 @@ def test_an_option_of_one_value_is_given_once(capsys: pytest.CaptureFixture[str]
     code, out, err = call(capsys, *words.split())
     assert code == 2 and "is given twice, and takes one value" in err and not out
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("dedup m.tflite --json", "are required: OUT"),
+        ("dedup m.tflite o.tflite --json --bogus", "unrecognized arguments: --bogus"),
+        ("quantize-weights a b --json --dtype int4 --dtype int8", "is given twice"),
+        ("dedupp --json", "did you mean 'dedup'?"),
+        ("--json", "are required: COMMAND"),
+    ],
+)
+def test_errors_of_usage_are_json_too(capsys: pytest.CaptureFixture[str], words: str, told: str) -> None:
+    code, out, err = call(capsys, *words.split())
+    error = json.loads(out)["error"]
+    assert code == error["exit_code"] == 2 and told in error["what"]
+    assert told in err and err.count("\n") == 1 and "--help' lists what there is" in err
+    assert call(capsys, *words.replace("--json", "--").split())[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(RecursionError(), 5), (MemoryError(), 2)], ids=["nested", "memory"]
+)
+def test_what_python_gives_up_on_is_json_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: int
+) -> None:
+    def give_up(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("tfl_rewrite.cli.files.check", give_up)
+    code, out, err = call(capsys, "dedup", "a", "b", "--json")
+    assert code == json.loads(out)["error"]["exit_code"] == expected and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
@@ -194,15 +227,22 @@ def test_options_without_sense(
     [
         (["inspect", ""], "'': cannot read: "),
         (["check", "IN", ""], ""),
-        (["compact", "IN", ""], "'': is a directory; "),
+        (["compact", "IN", ""], "'': the name is empty; name a file"),
+        (["shard", "IN", ""], "'': the name is empty; name a folder"),
         (["compact", "", "OUT"], "'': cannot read: "),
-        (["quantize-weights", "IN", "OUT", "--report", ""], "'': is a directory; "),
+        (["quantize-weights", "IN", "OUT", "--report", ""], "'': the name is empty; "),
         (["inspect", "IN", "--largest", "-1"], "largest is -1; give 0 or more"),
     ],
 )
 def test_what_is_empty_or_negative_is_shown(
-    capsys: pytest.CaptureFixture[str], dense: Path, out: Path, words: list[str], said: str
+    capsys: pytest.CaptureFixture[str],
+    dense: Path,
+    out: Path,
+    words: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(out.parent)
     code, text, error = call(capsys, *({"IN": str(dense), "OUT": str(out)}.get(w, w) for w in words))
     assert code == 2 and left(out) == []
     assert "\n'': NOT CHECKED\n" in text if words[0] == "check" else f"error: {said}" in error

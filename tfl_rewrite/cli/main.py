@@ -10,7 +10,7 @@ import threading
 import warnings
 
 from tfl_rewrite import __version__
-from tfl_rewrite.errors import FormatError, TflRewriteError
+from tfl_rewrite.errors import FormatError, TflRewriteError, UsageError
 
 # All else is loaded where it is needed: it takes longer than Python itself, and --version needs none of it.
 TYPE_CHECKING = False
@@ -68,8 +68,8 @@ def _main(argv: Sequence[str] | None) -> int:
     previous = _on_terminate()
     unraisable, sys.unraisablehook = sys.unraisablehook, _send_again
     arguments = None
+    given = sys.argv[1:] if argv is None else argv
     try:
-        given = sys.argv[1:] if argv is None else argv
         from tfl_rewrite.cli import files, text
         from tfl_rewrite.cli.parser import BY_NAME, parser
 
@@ -83,22 +83,13 @@ def _main(argv: Sequence[str] | None) -> int:
     except TflRewriteError as error:
         if arguments is not None and arguments.verbose > 1:
             raise
-        _complain(str(error), argv)
-        # What has a report has printed it, and what is a model takes standard output alone.
-        whole = hasattr(error, "report") or getattr(arguments, "target", None) == "-"
-        if getattr(arguments, "json", False) and not whole:
-            from tfl_rewrite.cli.text import print_error
-
-            print_error(error)
-        return error.exit_code
+        return _failed(error, given, arguments)
     except KeyboardInterrupt as stop:
         return _stopped(stop.args[0] if stop.args else signal.SIGINT, arguments)
     except RecursionError:
-        _complain("the file nests too deep")
-        return FormatError.exit_code
+        return _failed(FormatError("the file nests too deep"), given, arguments)
     except MemoryError:
-        _complain("out of memory")
-        return 2
+        return _failed(UsageError("out of memory"), given, arguments)
     finally:
         sys.unraisablehook = unraisable
         for number, handler in previous.items():
@@ -109,20 +100,34 @@ def _stopped(number: signal.Signals, arguments: argparse.Namespace | None) -> in
     """Says what a signal came to; one that comes after the output got its name is too late."""
     from pathlib import Path
 
+    from tfl_rewrite.cli.text import complain
     from tfl_rewrite.files.atomic import published
 
     target = getattr(arguments, "target", None)
     if target is not None and Path(os.path.realpath(target)) in published:
-        _complain(f"{_WORDS[number]} after {target} was written")
+        complain(f"{_WORDS[number]} after {target} was written")
         return 0
-    _complain(f"{_WORDS[number]}; nothing was written")
+    complain(f"{_WORDS[number]}; nothing was written")
     return 128 + number
 
 
-def _complain(text: str, argv: Sequence[str] | None = None) -> None:
-    from tfl_rewrite.cli.text import complain
+def _failed(error: TflRewriteError, given: Sequence[str], arguments: argparse.Namespace | None) -> int:
+    """Says what is wrong, as JSON too where that was asked for; returns the exit code.
 
-    complain(text, sys.argv[1:] if argv is None else argv)
+    Args:
+        error: What is wrong.
+        given: The command line.
+        arguments: What it says; None where that is what is wrong.
+    """
+    from tfl_rewrite.cli.text import complain, print_error
+
+    complain(str(error), given)
+    # What has a report has printed it, and what is a model takes standard output alone.
+    whole = hasattr(error, "report") or getattr(arguments, "target", None) == "-"
+    wanted = "--json" in given if arguments is None else getattr(arguments, "json", False)
+    if wanted and not whole:
+        print_error(error)
+    return error.exit_code
 
 
 def _send_again(lost: sys.UnraisableHookArgs) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tfl_rewrite.cli.commands.rows import COMMANDS, commands_of_passes
 from tfl_rewrite.cli.options import Argument, Command
-from tfl_rewrite.errors import near_names
+from tfl_rewrite.errors import UsageError, near_names
 
 _EXAMPLES = "examples:"
 BY_NAME = {command.name: command for command in COMMANDS}
@@ -87,7 +86,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """One whose errors are printed as all others are, and name what is near."""
+    """One whose errors are raised as all others are, and name what is near."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Reads the arguments; of an option that does not exist, the nearest one is named."""
@@ -109,12 +108,15 @@ class _Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
-        """Says what is wrong with the arguments, and ends the program."""
-        from tfl_rewrite.cli.text import complain
+        """Says what is wrong with the arguments.
 
-        end = "" if message.endswith("?") else ";"
-        complain(f"{message}{end} '{self.prog} --help' lists what there is", sys.argv[1:])
-        self.exit(2)
+        Raises:
+            UsageError: Always.
+        """
+        remedy = f"'{self.prog} --help' lists what there is"
+        raise (
+            UsageError(f"{message} {remedy}") if message.endswith("?") else UsageError(message, remedy=remedy)
+        )
 
 
 class _Once(argparse.Action):

@@ -301,9 +301,15 @@ def show(
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Prints to standard output, whatever its encoding, and whether somebody still reads it or not."""
-    if sys.stdout is None or not lines:
-        return  # The caller closed it, or there is nothing to say.
+    """Prints to standard output, whatever its encoding, and whether somebody still reads it or not.
+
+    Raises:
+        FileAccessError: It is closed, or cannot be written.
+    """
+    if not lines:
+        return
+    if sys.stdout is None:
+        raise FileAccessError("cannot write: it is closed", file="standard output")
     text = shown("\n".join(lines) + "\n")
     # A terminal of another encoding shows what it can.
     encoding = sys.stdout.encoding or "utf-8"

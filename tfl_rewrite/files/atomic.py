@@ -95,11 +95,14 @@ def check_target(target: str | os.PathLike[str], *, force: bool) -> Path:
     """Returns the path that will be written, symbolic links followed.
 
     Raises:
-        UsageError: It is a directory, a device or a pipe, its folder is missing, or it exists and ``force``
-            is off.
+        UsageError: It is empty, a directory, a device or a pipe, its folder is missing, or it exists and
+            ``force`` is off.
         FileAccessError: The system refuses to look or to write: a name that is too long, a folder without
             permission, a file system that is read-only.
     """
+    if not os.fspath(target):
+        # To the system it is the folder at hand.
+        raise UsageError("the name is empty", file=target, remedy="name a file")
     try:
         path = Path(os.path.realpath(target))
         kind = _kind(target)

@@ -188,6 +188,9 @@ def _target(
 def folder_for(folder: str | os.PathLike[str], *, dry_run: bool) -> Iterator[Path]:
     """The folder to write to, made if it is missing; one that was made for nothing is removed."""
     path = Path(folder)
+    if not os.fspath(folder):
+        # To Path it is the folder at hand.
+        raise UsageError("the name is empty", file=folder, remedy="name a folder")
     if path.exists() and not path.is_dir():
         raise UsageError("is not a folder", file=folder, remedy="name a folder")
     made = False
