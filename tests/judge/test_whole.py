@@ -309,6 +309,11 @@ def test_a_saturated_softmax_is_judged_before_it(tmp_path: Path) -> None:
     assert verdict.status == "pass" and not verdict.outputs[0].bit_exact
     assert any("judged before its last operator" in note for note in verdict.outputs[0].notes)
     assert verdict.not_judged == ()
+    assert verdict.headline == "PASS (y judged before the last operator)"
+    kernels = ("default", "builtin", "reference")
+    three = verify(files["a"], files["near"], Judging(inputs=given, resolver=kernels))
+    assert [one.status for one in three.verdicts] == ["pass"] * 3, "each is told by what it found there"
+    assert verdict_lines(three)[0] == f"{verdict.headline}: the worst of 3 judges (3 pass)"
     verdict = verify(files["a"], files["off"], Judging(inputs=given))
     assert verdict.status == "fail" and "y: " in verdict.reasons[0]
 

@@ -24,7 +24,7 @@ from tfl_rewrite.judge import blame as tracing
 from tfl_rewrite.judge.judge import Judge, Panel, run_model
 from tfl_rewrite.judge.layers import Blame
 from tfl_rewrite.judge.settings import FOLDED, INSIDE, Judging, Tolerance
-from tfl_rewrite.judge.verdict import EntryVerdict, Verdict, combined, entry_verdict, with_entries
+from tfl_rewrite.judge.verdict import STATUSES, EntryVerdict, Verdict, combined, entry_verdict, with_entries
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.pipeline.report import with_newer
 from tfl_rewrite.reading.metadata import on_disk, with_media
@@ -168,36 +168,22 @@ class FullPanel:
 
     def _opened(self, after: PathLike, verdict: Verdict) -> Verdict:
         """Judges what goes into a last SOFTMAX, LOGISTIC or TANH whose output says nothing."""
-        silent = {(item.signature, item.position) for item in verdict.outputs if item.silence is not None}
-        if not silent:
+        if all(item.silence is None for item in verdict.outputs):
             return verdict
         paths, decisions = self._open_both(after)
         if not decisions:
             return verdict
         found = self._panel("opened", paths[0], self._judging.inputs).compare(paths[1], repeat=False)
-        inside = {(item.signature, item.position): item for item in found.outputs}
-        outputs = []
-        for item in verdict.outputs:
-            key = item.signature, item.position
-            better = inside.get(key) if key in silent else None
-            if better is None or better.silence is not None or better.tally is None or item.tally is None:
-                outputs.append(item)
-                continue
-            told = f"{item.silence}: judged before its last operator"
-            outputs.append(replace(better, name=item.name, notes=(*better.notes, told)))
-        if all(item.silence is not None for item in outputs):
-            return verdict
-        if found.status == "fail" and all(item.passed for item in found.outputs):
-            # Not for one output: kernels disagree on what goes into it, or the part does not run.
-            verdict = replace(verdict, status="fail", cause=found.cause, reasons=found.reasons)
-        entries = [
-            entry_verdict(entry.signature, entry.label, own)
-            if entry.cause == "nothing"
-            and (own := [item for item in outputs if item.signature == entry.signature])
-            else entry
-            for entry in verdict.entries
-        ]
-        return with_entries(replace(verdict, outputs=tuple(outputs)), entries)
+        made = _before_last(verdict, found)
+        # Each judge is told by what it found there itself.
+        by_judge = {one.judge: one for one in found.each}
+        verdicts = tuple(
+            one if one.judge not in by_judge else _before_last(one, by_judge[one.judge])
+            for one in verdict.verdicts
+        )
+        worst = min((made, *verdicts), key=lambda one: STATUSES.index(one.status))
+        told = {name: getattr(worst, name) for name in ("status", "cause", "reasons")}
+        return replace(made, verdicts=verdicts, **told)
 
     def _with_bodies(self, after: PathLike, verdict: Verdict) -> Verdict:
         """Judges by themselves the bodies that changed and that no sample entered."""
@@ -292,6 +278,42 @@ def _parsed(path: PathLike) -> PathLike:
         return Source.of(path)
     except TflRewriteError:
         return path
+
+
+def _before_last(verdict: Verdict, found: Verdict) -> Verdict:
+    """Returns a verdict that judges its silent outputs by what goes into their last operators.
+
+    Args:
+        verdict: On the whole files.
+        found: Of the same judge, on both files without those operators.
+    """
+    inside = {(item.signature, item.position): item for item in found.outputs}
+    outputs, opened = [], []
+    for item in verdict.outputs:
+        better = None if item.silence is None else inside.get((item.signature, item.position))
+        if better is None or better.silence is not None or better.tally is None or item.tally is None:
+            outputs.append(item)
+            continue
+        told = f"{item.silence}: judged before its last operator"
+        outputs.append(replace(better, name=item.name, notes=(*better.notes, told)))
+        opened.append(item.label)
+    if all(item.silence is not None for item in outputs):
+        return verdict
+    if found.status == "fail" and all(item.passed for item in found.outputs):
+        # Not for one output: kernels disagree on what goes into it, or the part does not run.
+        verdict = replace(verdict, status="fail", cause=found.cause, reasons=found.reasons)
+    entries = [
+        entry_verdict(entry.signature, entry.label, own)
+        if entry.cause == "nothing"
+        and (own := [item for item in outputs if item.signature == entry.signature])
+        else entry
+        for entry in verdict.entries
+    ]
+    if opened:
+        what = opened[0] if len(opened) == 1 else f"{len(opened)} outputs"
+        told = f"{what} judged before the last operator"
+        verdict = replace(verdict, assumed=(*verdict.assumed, told))
+    return with_entries(replace(verdict, outputs=tuple(outputs)), entries)
 
 
 def guessed(verdict: Verdict) -> str:
