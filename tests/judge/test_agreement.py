@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfl_rewrite.cli.render_judge import verdict_lines
+from tfl_rewrite.cli.render_judge import verdict_lines, verdict_rest
 from tfl_rewrite.judge.agreement import agreed, growth_of
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.verdict import (
@@ -170,6 +170,17 @@ def test_a_disagreement_outlives_entry_points_that_are_weighed_anew() -> None:
     failed = agreed(replace(apart, entries=(passed,)), ({}, {}, {}))
     verdict = with_entries(failed, (passed, passed))
     assert verdict.status == "fail" and verdict.reasons == failed.reasons
+
+
+def test_the_short_text_names_what_passes_beside_what_does_not() -> None:
+    def entry(label: str, status: str) -> EntryVerdict:
+        return EntryVerdict(signature=label, label=label, status=status)
+
+    verdict = Verdict(status="unverified", entries=(entry("infer", "pass"), entry("train", "unverified")))
+    assert verdict_rest(verdict)[0] == "infer PASS; train UNVERIFIED"
+    many = replace(verdict, entries=(*verdict.entries, *(entry(f"f{at}", "pass") for at in range(9))))
+    assert verdict_rest(many)[0].endswith("f5 PASS; and 3 more (-v)")
+    assert verdict_rest(replace(verdict, entries=verdict.entries[:1])) == []
 
 
 @pytest.mark.runtime

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _REASONS = 2
 """How many of a verdict's reasons stand in its line."""
+_ENTRIES = 8
+"""Of how many entry points the short text tells what is said of them."""
 _ROWS = 40
 """How many operators the short table shows."""
 
@@ -91,11 +93,12 @@ def _furthest(outputs: Sequence[OutputComparison]) -> str:
 
 
 def verdict_rest(verdict: Verdict) -> list[str]:
-    """Says in one line what the verdict does not speak of; in none where that is nothing."""
+    """Says what differs between entry points, and what the verdict does not speak of; each in a line."""
+    lines = [line.strip() for line in _entries(verdict, most=_ENTRIES)]
     if not verdict.not_judged:
-        return []
+        return lines
     first, *rest = verdict.not_judged
-    return [f"not judged: {first}" + (f"; and {len(rest)} more (-v)" if rest else "")]
+    return [*lines, f"not judged: {first}" + (f"; and {len(rest)} more (-v)" if rest else "")]
 
 
 def cost_lines(verdict: Verdict, *, told_before: bool = True) -> list[str]:
@@ -115,11 +118,13 @@ def cost_lines(verdict: Verdict, *, told_before: bool = True) -> list[str]:
     ]
 
 
-def _entries(verdict: Verdict) -> list[str]:
-    """What is said of each entry point, where that is not the same for all."""
+def _entries(verdict: Verdict, most: int | None = None) -> list[str]:
+    """What is said of each entry point, where that is not the same for all; of the first few alone."""
     if len({entry.status for entry in verdict.entries}) < 2:
         return []
-    return ["  " + "; ".join(f"{entry.label} {entry.status.upper()}" for entry in verdict.entries)]
+    told = [f"{entry.label} {entry.status.upper()}" for entry in verdict.entries]
+    more = len(told) - len(told[:most])
+    return ["  " + "; ".join(told[:most]) + (f"; and {more} more (-v)" if more else "")]
 
 
 def _one_judge(verdict: Verdict) -> list[str]:
