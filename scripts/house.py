@@ -70,6 +70,7 @@ LONG_MODULES: dict[str, str] = {
     "editing/makers.py": "one function an operator",
     "passes/remove_noops.py": "one rule a kind, over one index of the model",
     "pipeline/judges.py": "who judges a rewrite, and what each compares it with",
+    "pipeline/verify.py": "one verdict on whole files: ranges, last operators, bodies by themselves",
     "pipeline/rewrite.py": "five functions that each take what the one before made",
     "reading/diff.py": "one comparison of two files, with its own helpers",
     "reading/inspect.py": "one look into a file: its parts, its bytes, its values",

@@ -188,6 +188,28 @@ def test_indices_stay_below_the_table(tmp_path, op, through):
 
 
 @pytest.mark.runtime
+def test_inputs_that_the_model_refuses_are_told_from_a_model_that_does_not_run(tmp_path):
+    file, given = tiny_models.lookup(tmp_path / "a.tflite", rows=3), (tmp_path / "in.npz",)
+    np.savez(given[0], ids=np.full((2, 64), 7, np.int32))
+    (reason,) = verify(file, file, Judging(inputs=given)).reasons
+    said = "the original does not run with these inputs, only with made ones (check --inputs): "
+    assert reason.startswith(said), reason
+    np.savez(given[0], ids=np.arange(128, dtype=np.int32).reshape(2, 64) % 3)
+    assert verify(file, file, Judging(inputs=given)).passed
+    # A model that refuses made samples, too, is not excused by those that were given.
+    model = tiny_models.TinyModel()
+    graph = model.graph()
+    x, beyond = graph.input("x", "float32", [1, 4]), graph.tensor("i", "int32", [1], data=[7])
+    y = graph.tensor("y", "float32", [1, 4])
+    graph.op("GATHER", [x, beyond], [y], axis=0)
+    graph.outputs = [y]
+    broken = model.write(tmp_path / "b.tflite")
+    np.savez(given[0], x=np.ones((2, 1, 4), np.float32))
+    (reason,) = verify(broken, broken, Judging(inputs=given)).reasons
+    assert reason.startswith("the original does not run: "), reason
+
+
+@pytest.mark.runtime
 def test_strings_and_large_integers_survive_the_transport(tmp_path):
     words = [b"", b"nul\0", "naïve".encode(), b"\xff\xfe"]
     file = tiny_models.constant_output(tmp_path / "a.tflite", words, dtype="string")

@@ -75,6 +75,7 @@ def test_only_the_types_of_real_values_may_differ() -> None:
         ours, interface(INT8, replace(INT8, shape_signature=(5,))), retyped=True
     )
     assert "[5]" in broken
+    assert "is int8[5] instead of float32[4]" in broken, "the type that the file has"
     (broken,), _ = interface_differences(ours, interface(facts("int32"), FLOAT), retyped=True)
     assert "int32" in broken
 
@@ -125,3 +126,45 @@ def test_other_integers_inside_fail(tmp_path: Path) -> None:
     verdict = verify(one, scaled, NEAR)
     assert verdict.passed and verdict.outputs[0].dtype == "float32"
     assert 20 < verdict.worst_snr() < 100
+
+
+def narrow(path: Path, dtype: type[np.generic]) -> Path:
+    """LOGISTIC of floats, or of an int8 input that holds 0 to 1 alone."""
+    net = Net()
+    source = net.input("in", (1, 64), dtype)
+    made = net.add("LOGISTIC", [source], "out", (1, 64), dtype=dtype, version=2)
+    if dtype is np.int8:
+        quantized(net, source, 1 / 255, -128)
+        quantized(net, made, 1 / 256, -128)
+    net.output(made)
+    save(net.model, path)
+    return path
+
+
+@pytest.mark.runtime
+def test_made_samples_lie_in_what_both_files_hold(tmp_path: Path) -> None:
+    one, other = narrow(tmp_path / "one.tflite", np.float32), narrow(tmp_path / "other.tflite", np.int8)
+    for before, after in ((one, other), (other, one)):
+        verdict = verify(before, after, NEAR)
+        assert verdict.passed and verdict.worst_snr() > 50, verdict.reasons
+        assert not verdict.notes, "nothing is clipped"
+
+
+@pytest.mark.runtime
+def test_a_note_counts_the_real_values_that_are_clipped(tmp_path: Path) -> None:
+    one, other = narrow(tmp_path / "one.tflite", np.float32), narrow(tmp_path / "other.tflite", np.int8)
+    values = np.linspace(0, 1, 4 * 64, dtype=np.float32).reshape(4, 1, 64)
+    values[0, 0, :32] = 5
+    np.savez(tmp_path / "in.npz", **{"in": values})
+    verdict = verify(one, other, replace(NEAR, inputs=(tmp_path / "in.npz",)))
+    said = "12 % of the values of input 'in' of the model lie beyond what int8 holds"
+    assert f"{said} in the rewritten file (0 to 1)" in verdict.notes
+
+
+@pytest.mark.runtime
+def test_calls_of_another_interface_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfl_rewrite.judge.judge.cost_of", lambda *_: 6.2)
+    one, other = narrow(tmp_path / "one.tflite", np.float32), narrow(tmp_path / "other.tflite", np.int8)
+    verdict = verify(one, other)
+    assert verdict.cause == "interface" and verdict.cost is None
+    assert verify(one, other, NEAR).cost == 6.2

@@ -62,6 +62,7 @@ class Failure:
         step: Number of the call that was running.
         message: The whole as a sentence, printable.
         crowded: It was too much memory only with what another process took at the same time.
+        refused: The samples of the user were refused, and made ones are not.
     """
 
     kind: str
@@ -69,6 +70,14 @@ class Failure:
     step: int | None
     message: str
     crowded: bool = False
+    refused: bool = False
+
+    @property
+    def told(self) -> str:
+        """What is to be said of the model: that it does not run, or not with what it was given."""
+        if self.refused:
+            return f"does not run with these inputs, only with made ones (check --inputs): {self.message}"
+        return f"does not run: {self.message}"
 
 
 class ModelFailed(Exception):

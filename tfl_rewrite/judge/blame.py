@@ -21,7 +21,7 @@ from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.interpreter.worker import ModelFailed, Worker
 from tfl_rewrite.judge.layers import HANDLES, Blame, Match, Trace, layers_of, match_outputs
 from tfl_rewrite.judge.reference import existing, judge_info
-from tfl_rewrite.judge.retyped import converted, is_retyped
+from tfl_rewrite.judge.retyped import converted, is_retyped, on_steps
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.tally import TensorTally
 from tfl_rewrite.judge.verdict import JudgeInfo
@@ -116,7 +116,7 @@ class _Blaming:
             return Blame(judge=self.judge, failure=what)
         steps, notes = _real_steps(first, inputs, samples)
         try:
-            first, made, calls, sizes = self._begin(first, steps, samples, seed, notes)
+            first, made, calls, sizes = self._begin(first, second, steps, samples, seed, notes)
         except ValueError as error:
             return Blame(judge=self.judge, failure=str(error))
         matches = match_outputs(first, second)
@@ -134,7 +134,7 @@ class _Blaming:
         )
 
     def _begin(
-        self, first: Trace, steps: list[Step], samples: int, seed: int, notes: list[str]
+        self, first: Trace, second: Trace, steps: list[Step], samples: int, seed: int, notes: list[str]
     ) -> tuple[Trace, list[Step], list[Call], dict[int, int]]:
         """Settles the samples: the real ones, or made ones that the original takes; it has run the first.
 
@@ -149,7 +149,8 @@ class _Blaming:
         recipes = (VARIED,) if steps else (VARIED, *gentler_recipes(entry))
         self.whose = "the original: "
         for recipe in recipes:
-            made = steps or made_steps(entry, count=samples, seed=seed, recipe=recipe)
+            drawn = [] if steps else made_steps(entry, count=samples, seed=seed, recipe=recipe)
+            made = steps or on_steps(drawn, first.interface, second.interface)
             listed = write_steps(made, self._scratch.folder(self._inputs))
             calls = json.loads(listed.read_text(encoding="utf-8"))
             try:

@@ -19,7 +19,7 @@ from tfl_rewrite.judge.agreement import FEW_SAMPLES, agreed, cost_of, growth_of,
 from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.reference import UNASKED, Original, PathLike, Reference, existing
 from tfl_rewrite.judge.repeats import Repeats, Tallying, between, differences, differing
-from tfl_rewrite.judge.retyped import is_retyped
+from tfl_rewrite.judge.retyped import as_type_of, beyond
 from tfl_rewrite.judge.settings import Judging, Tolerance
 from tfl_rewrite.judge.verdict import (
     EntryVerdict,
@@ -311,7 +311,7 @@ class Judge:
         if isinstance(reference, Failure):
             return Verdict(
                 status="unverified",
-                reasons=(f"the original does not run: {reference.message}",),
+                reasons=(f"the original {reference.told}",),
                 cause=reference.kind,
                 judge=self._original.judge,
                 sample_source="real" if self._judging.inputs else "made",
@@ -325,6 +325,9 @@ class Judge:
             begin(reference)
             execution = rewritten.finish(timeout)
         verdict = self.judged(reference, execution, tallying, tolerance)
+        if theirs is not None:
+            clipped = beyond(reference.steps, reference.interface, theirs)
+            verdict = replace(verdict, notes=(*verdict.notes, *clipped))
         if repeat and verdict.cause in ("", "outputs", "nothing") and execution.failure is None:
             verdict = self._repeats.check(execution, after, verdict)
         if verdict.cause == "outputs":
@@ -391,6 +394,8 @@ class Judge:
         if reasons:
             status = "fail"
             differences = differences if why == "outputs" else ()
+        # Of several threads one is counted; calls of something else cost what they cost.
+        is_timed = self._judging.threads == 1 and cause != "interface"
         return Verdict(
             status=status,
             reasons=(*reasons, *differences),
@@ -401,8 +406,7 @@ class Judge:
             outputs=outputs,
             entries=entries,
             notes=(*notes, *unread),
-            # Of several threads one is counted.
-            cost=cost_of(reference.execution.cpu, execution.cpu) if self._judging.threads == 1 else None,
+            cost=cost_of(reference.execution.cpu, execution.cpu) if is_timed else None,
         )
 
     def _whole(self, reference: Reference, verdict: Verdict, tolerance: Tolerance, started: float) -> Verdict:
@@ -536,7 +540,7 @@ def _of_entry(
     failure = reference.failed.get(entry.key)
     if failure is not None:
         what = "the original" if entry.key is None else f"{entry.label} of the original"
-        said = (f"{what} does not run: {failure.message}",)
+        said = (f"{what} {failure.told}",)
         return EntryVerdict(
             signature=entry.key, label=entry.label, status="unverified", reasons=said, cause=failure.kind
         )
@@ -580,15 +584,7 @@ def interface_differences(
             ("input", entry.inputs, other.inputs),
             ("output", entry.outputs, other.outputs),
         ):
-            if retyped and len(ours) == len(theirs):
-                # What is left differs in nothing but what was asked for.
-                theirs = tuple(
-                    replace(new, dtype=old.dtype, scales=old.scales, zero_points=old.zero_points)
-                    if is_retyped(old, new)
-                    else new
-                    for old, new in zip(ours, theirs, strict=True)
-                )
-            _compare_tensors(entry, role, ours, theirs, broken, notes)
+            _compare_tensors(entry, role, ours, theirs, broken, notes, retyped=retyped)
     return broken, notes
 
 
@@ -599,6 +595,8 @@ def _compare_tensors(
     after: tuple[TensorFacts, ...],
     broken: list[str],
     notes: list[str],
+    *,
+    retyped: bool,
 ) -> None:
     if len(before) != len(after):
         broken.append(f"{entry.label} has {len(after)} {role}s instead of {len(before)}")
@@ -614,14 +612,16 @@ def _compare_tensors(
         if old.name != new.name:
             told = f"{what} is named {quoted(new.name)}"
             (notes if entry.key is None else broken).append(told)
-        if old.declared != new.declared:
+        # What is left of that differs in more than what was asked for.
+        held = as_type_of(old, new) if retyped else new
+        if old.declared != held.declared:
             # What an output is when it is made is compared for itself.
             unsaid = role == "output" and old.dtype == new.dtype and not old.shape_signature
             told = f"{what} is {new.declared} instead of {old.declared}"
             (notes if unsaid else broken).append(told)
         elif old.shape != new.shape:
             broken.append(f"{what} has the default shape {list(new.shape)} instead of {list(old.shape)}")
-        if _quantization(old) != _quantization(new):
+        if _quantization(old) != _quantization(held):
             broken.append(f"{what} is quantized with {_quantization(new)} instead of {_quantization(old)}")
 
 

@@ -184,8 +184,11 @@ class Original:
         return self._settled
 
     def take_steps_of(self, theirs: Interface) -> None:
-        """Puts the samples onto the steps of a file whose outputs must be equal, before anything is run."""
-        if self._settled is None and self.judging.tolerance.exact:
+        """Puts the samples onto the steps of a file that takes other types, before anything is run.
+
+        Those of the user only where outputs must be equal.
+        """
+        if self._settled is None:
             self._theirs = theirs
 
     def call_as(self, theirs: Interface | None) -> None:
@@ -311,7 +314,28 @@ class Original:
                 gentler[key].pop(0)
             else:
                 # The others may run without it.
+                refused = step.real and failure.kind in ("error", "crash") and not hopeless
+                if refused and self._runs_made(interface, key, resolver):
+                    first[key] = replace(failure, refused=True)
                 failed[key] = first[key]
+
+    def _runs_made(self, interface: Interface, key: str | None, resolver: str) -> bool:
+        """Whether an entry point runs with a made sample, where it did not with the user's."""
+        entry = interface.find(key)
+        assert entry is not None
+        for recipe in (VARIED, *gentler_recipes(entry)):
+            try:
+                made = made_steps(entry, count=1, seed=self.judging.seed, recipe=recipe)
+            except ValueError:
+                return False
+            steps = write_steps(made, self._given)
+            if self._own is not None:
+                steps = write_own_calls(steps, self._own, interface, self.judging.counterparts)
+            self.workers[0].begin(self.request("run", self.path, resolver, steps))
+            with self.workers[0].finish() as ran:
+                if ran.failure is None:
+                    return True
+        return False
 
     def _out_of_patience(self) -> bool:
         """Whether failing took so long that other ways to run the model are not worth their time."""
@@ -393,7 +417,9 @@ class Original:
             if (kept := sum(not step.optional for step in steps)) < count:
                 notes.append(f"{kept} of {count} samples: these kernels take over a second for each")
         if self._theirs is not None:
-            steps = on_steps(steps, interface, self._theirs)
+            moved = on_steps(steps, interface, self._theirs)
+            is_exact = self.judging.tolerance.exact
+            steps = [old if old.real and not is_exact else new for old, new in zip(steps, moved, strict=True)]
         return steps, notes
 
     def _calls_for_state(self) -> int:

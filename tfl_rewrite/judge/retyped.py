@@ -2,8 +2,10 @@
 
 A rewrite may be asked for another type at the border: floats become int8, say. Both files are compared in
 real values then. The rewritten file gets the samples of the original, quantized as its own inputs declare.
-Where outputs must be equal, the samples lie on the steps of the coarser side, so that rounding them decides
-nothing, and integers are compared as integers: the last bit of a float depends on the kernel that made it.
+Made samples, and all where outputs must be equal, lie on the steps of the coarser side, so that neither
+rounding nor clipping them decides anything; real ones are what they are, and those that the rewritten file
+clips are counted. Where outputs must be equal, integers are compared as integers: the last bit of a float
+depends on the kernel that made it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tfl_rewrite.interpreter.child import load_array, save_array
-from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts
+from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts, quoted
 from tfl_rewrite.judge.tally import is_real, real_pieces
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.samples.media import to_input
@@ -28,6 +30,13 @@ _ON_A_STEP = 0.01
 def is_retyped(one: TensorFacts, other: TensorFacts) -> bool:
     """Whether two tensors hold real values in different ways, so that one can be had as the other."""
     return not _is_alike(one, other) and is_real(one) and is_real(other)
+
+
+def as_type_of(one: TensorFacts, other: TensorFacts) -> TensorFacts:
+    """The second tensor, declared in the type of the first where it holds real values in another way."""
+    if not is_retyped(one, other):
+        return other
+    return replace(other, dtype=one.dtype, scales=one.scales, zero_points=one.zero_points)
 
 
 def converted(values: Array, one: TensorFacts, other: TensorFacts) -> Array:
@@ -82,6 +91,47 @@ def _as_taken(step: Step, ours: EntryPoint | None, theirs: EntryPoint | None) ->
         for (_, value), one, other in zip(step.values, ours.inputs, theirs.inputs, strict=True)
     ]
     return replace(step, values=tuple(values))
+
+
+def beyond(listed: Path, ours: Interface, theirs: Interface) -> list[str]:
+    """What the integers of another file clip of the calls of the original, as `write_steps` wrote them.
+
+    Returns:
+        A note for each input with values further beyond the first or the last step than rounding reaches.
+    """
+    outside: dict[tuple[str | None, int], list[int]] = {}
+    for call in json.loads(listed.read_text(encoding="utf-8")):
+        one, other = ours.find(call["signature"]), theirs.find(call["signature"])
+        if one is None or other is None or len(one.inputs) != len(other.inputs):
+            continue
+        for position, (mine, its) in enumerate(zip(one.inputs, other.inputs, strict=True)):
+            if not is_retyped(mine, its) or not its.is_quantized:
+                continue
+            low, high = _held(its)
+            count = outside.setdefault((one.key, position), [0, 0])
+            for piece in real_pieces(load_array(Path(call["inputs"][position][1])), mine):
+                off = np.maximum(piece - high, low - piece) > its.scales[0] / 2
+                count[0] += int(np.count_nonzero(off))
+                count[1] += off.size
+    notes = []
+    for (key, position), (clipped, total) in outside.items():
+        entry, other = ours.find(key), theirs.find(key)
+        if not clipped or entry is None or other is None:
+            continue
+        low, high = _held(other.inputs[position])
+        what = f"{quoted(entry.inputs[position].name)} of {entry.label}"
+        notes.append(
+            f"{100 * clipped / total:.2g} % of the values of input {what} lie beyond what"
+            f" {other.inputs[position].dtype} holds in the rewritten file ({low:.4g} to {high:.4g})"
+        )
+    return notes
+
+
+def _held(facts: TensorFacts) -> tuple[float, float]:
+    """The lowest and the highest real value that a quantized tensor holds."""
+    limits = np.iinfo(facts.dtype)
+    zero = facts.zero_points[0] if facts.zero_points else 0
+    return (limits.min - zero) * facts.scales[0], (limits.max - zero) * facts.scales[0]
 
 
 def write_converted(listed: Path, ours: Interface, theirs: Interface) -> Path:

@@ -180,7 +180,7 @@ class _Way:
         """The file does not run: whether that is its own fault."""
         assert found.failure is not None
         if self._original:
-            reason = f"the original does not run: {found.failure.message}"
+            reason = f"the original {found.failure.told}"
             return self._said("unverified", found.failure.kind, reason, found)
         why = self._unable((self._settings.resolver or UNASKED)[0])
         if why is not None:

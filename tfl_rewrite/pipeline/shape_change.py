@@ -285,7 +285,7 @@ class Proof:
             return verify_route(rewritten, _alike(original), self._exactly, sources=(original,))
         alone = run_model(rewritten, self.judging)
         if alone.failure is not None:
-            raise UnsupportedError(f"the reshaped model does not run: {alone.failure.message}")
+            raise UnsupportedError(f"the reshaped model {alone.failure.told}")
         verdict = verify_route(rewritten, _alike(self._save_told(folder)), self._exactly, sources=(original,))
         if not verdict.passed:
             return verdict
