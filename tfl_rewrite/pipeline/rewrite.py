@@ -151,12 +151,12 @@ _NEAR = "the samples that judged are too few to say that others keep as much: gi
 
 def _unsure_db(opened: _Opened, report: Report) -> float:
     """By how much the samples that judged are too few to say that others pass, in dB; or 0."""
-    from tfl_rewrite.judge import agreement
-
     if opened.context.activations is None or report.verdict is None:
         return 0.0
     if opened.judges.strictness(report.results) is not Effect.TOLERANCE:
         return 0.0
+    from tfl_rewrite.judge import agreement
+
     return agreement.unsure_db(report.verdict, opened.settings.tolerance.min_snr)
 
 

@@ -92,10 +92,11 @@ class ShrinkReport(JsonData):
         so few samples may have added; before a last SOFTMAX and the like as well. None where no output says
         anything: encodings were chosen by size alone then.
         """
-        if self.promised is None or self.proven is None or self.proven.cause == "nothing":
+        if self.promised is None or self.proven is None:
             return None
         found = [item for item in (self.promised.sure, self.proven_sure) if item is not None]
-        return min(found, default=None)
+        least = min(found, default=None)
+        return None if self.proven.cause == "nothing" and least == math.inf else least
 
     @property
     @computed("promised_snr_db", made=finite(3), after="goal")
