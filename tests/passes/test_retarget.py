@@ -364,7 +364,7 @@ def test_a_runtime_that_is_not_here_is_what_was_not_judged(
     monkeypatch.setattr("tfl_rewrite.pipeline.judges.importlib.util.find_spec", lambda name: None)
     report = judged(dense(), tmp_path, target)
     assert report.verdict is not None and report.verdict.passed
-    assert report.verdict.not_judged[-1] == f"{name}, which it was made for"
+    assert report.verdict.not_judged[0] == f"{name}, which it was made for"
     (note,) = (note for note in report.notes if note.startswith(f"not run on {name}, which it was made for"))
     assert remedy in note
     with pytest.raises(RewriteFailed, match=f"could not be verified.*not run on {name}") as caught:
