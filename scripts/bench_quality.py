@@ -12,6 +12,7 @@ What is in the working folder already is not made again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -39,6 +40,7 @@ from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import RemoveDead, strips
 from tfl_rewrite.search.anytime import Anytime
+from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.search import key_of, snr_of
 from tfl_rewrite.search.session import Session, Wanted
@@ -224,8 +226,9 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
         found = nearest_first(searched(opened))
         # Files that were measured are made for all samples, however long the search took.
         opened.clock.limit = None
+        searched_at = time.monotonic()
         for item in found:
-            if time.monotonic() - began > (limit or math.inf) * 1.5:
+            if time.monotonic() - searched_at > (limit or math.inf) * 0.5:
                 break
             opened.trials.finish(item)
             made.write_bytes(opened.trials.path.read_bytes())
@@ -255,8 +258,9 @@ def searched(opened: Session) -> list[Measured]:
             Anytime(opened, search, standing).run()
     if all(option.noise is not None for unit in search.units for option in unit.options):
         # What search and evaluation inputs say differs: steps around each threshold.
-        for target in (threshold + step for step in ABOVE for threshold in THRESHOLDS):
-            search.find(Goal(min_snr=target, sure=False))
+        with contextlib.suppress(TimeIsUp):
+            for target in (threshold + step for step in ABOVE for threshold in THRESHOLDS):
+                search.find(Goal(min_snr=target, sure=False))
     best, found = -math.inf, list[Measured]()
     for item in sorted(search.curve, key=lambda item: item.nbytes):
         # Neither smaller nor better than another, by far.
