@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tfl_rewrite.interpreter.interface import TensorFacts
+from tfl_rewrite.judge.channels import ChannelSums, Movement
 from tfl_rewrite.judge.compare import compared, merged
 from tfl_rewrite.judge.settings import Tolerance
-from tfl_rewrite.judge.tally import OutputTally
+from tfl_rewrite.judge.tally import OutputTally, RowSums
 from tfl_rewrite.judge.verdict import Verdict
 
 
@@ -80,3 +81,37 @@ def test_verdicts_on_other_outputs_are_not_added_up() -> None:
     none = Verdict(status="pass", outputs=())
     assert merged([one, none], Tolerance()) is one
     assert merged([none, one], Tolerance()) is none
+
+
+@pytest.mark.parametrize("channels", [1, 2, 31, 32, 40])
+def test_sums_do_not_depend_on_how_many_channels_there_are(channels: int) -> None:
+    """Short rows are summed the other way round; what comes of it is the same."""
+    random = np.random.default_rng(channels)
+    before = random.normal(size=(200, channels))
+    after = before + random.normal(size=before.shape) * 0.3
+    sums = ChannelSums.of(3, before)
+    sums.add(before, after)
+    np.testing.assert_allclose(sums.signal, before.var(axis=0) * 200)
+    np.testing.assert_allclose(sums.signal_after, after.var(axis=0) * 200)
+    np.testing.assert_allclose(sums.noise, (after - before).var(axis=0) * 200)
+    off = (before - before.mean(axis=0)) ** 2
+    np.testing.assert_allclose(sums.spread, off.sum(axis=0) ** 2 / (off**2).sum(axis=0))
+    rows = RowSums()
+    rows.add(before, after)
+    assert rows.agreeing == sum(one.argmax() == two.argmax() for one, two in zip(before, after, strict=True))
+    assert rows.spread == pytest.approx(((before - before.mean(axis=1, keepdims=True)) ** 2).sum())
+
+
+def test_how_far_values_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tfl_rewrite.judge.channels.PIECE", 4)
+    first = np.arange(9, dtype=np.float32)
+    for change, span, inner in [(0.0, 0.0, 8.0), (5.0, 5.0, 8.0), (np.nan, np.inf, np.inf)]:
+        moved, other = Movement(), first.copy()
+        other[3] += change
+        for values in (first, other):
+            moved.add(values)
+        assert (moved.span, moved.inner) == (span, inner)
+    moved = Movement()
+    for _ in range(2):
+        moved.add(np.array([1, np.nan, np.inf, 2, 3], np.float32))
+    assert (moved.span, moved.inner) == (0.0, np.inf)

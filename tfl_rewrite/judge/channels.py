@@ -17,8 +17,12 @@ Float64 = npt.NDArray[np.float64]
 
 MOST_CLASSES = 100_000
 """A longer last axis is no choice among classes, nor are there so many channels."""
-PIECE = 1 << 20
-"""Elements that are looked at at a time, in float64: an output may be larger than what memory should hold."""
+PIECE = 1 << 16
+"""Elements that are looked at at a time, in float64: what is made of them stays in the cache."""
+_MOVING = 1 << 20
+"""Elements of an output that tell whether it moves."""
+_SHORT = 32
+"""Of shorter rows numpy sums columns faster: of two channels in a tenth of the time, of 32 in the same."""
 
 
 @slotted
@@ -47,16 +51,20 @@ class ChannelSums:
 
     def add(self, first: Float64, second: Float64) -> None:
         """Takes in ``[positions, channels]`` of both."""
-        error = second - first
-        first = first - self.pivot
-        second = second - self.pivot
-        square = first * first
+        one, two, axis = long_rows(first, second)
+        pivot = self.pivot[:, None] if axis == 0 else self.pivot
+        # One sum a channel, so over the other axis.
+        positions, dots = 1 - axis, "ij,ij->i" if axis == 0 else "ij,ij->j"
+        error = two - one
+        one = one - pivot
+        two = two - pivot
+        square = one * one
         self.count += len(first)
-        self.sums += [
-            *(first.sum(axis=0), square.sum(axis=0), _dots(first, square), _dots(square, square)),
-            *(second.sum(axis=0), _dots(second, second)),
-            *(error.sum(axis=0), _dots(error, error)),
-        ]
+        pairs = (one, square), (square, square), (two, two), (error, error)
+        third, fourth, after, noise = (np.einsum(dots, *pair) for pair in pairs)
+        sums = (each.sum(axis=positions) for each in (one, square, two, error))
+        mean, squares, mean_after, off = sums
+        self.sums += [mean, squares, third, fourth, mean_after, after, off, noise]
 
     def joined(self, other: ChannelSums) -> ChannelSums | None:
         """The sums over the samples of both; None where the channels are others."""
@@ -135,7 +143,7 @@ class Movement:
         """Takes in one sample."""
         self.samples += 1
         # Of large outputs some values, evenly spread, tell enough.
-        kept = np.array(values.reshape(-1)[:: max(1, values.size // PIECE)])
+        kept = np.array(values.reshape(-1)[:: max(1, values.size // _MOVING)])
         forget(values)
         if self._first is None:
             self._first, self._shape = kept, values.shape
@@ -144,7 +152,8 @@ class Movement:
         else:
             self.span = max(self.span, _distance(self._first, kept))
         if kept.size and kept.dtype.kind in "biufc":
-            lowest = np.full(kept.shape, kept[np.isfinite(kept)].min()) if np.isfinite(kept).any() else kept
+            finite = kept[np.isfinite(kept)]
+            lowest = np.broadcast_to(finite.min(), kept.shape) if finite.size else kept
             self.inner = max(self.inner, _distance(lowest, kept))
 
     def joined(self, other: Movement) -> Movement:
@@ -160,21 +169,24 @@ class Movement:
 
 
 def _distance(one: Array, other: Array) -> float:
-    """Largest absolute difference; infinite where that is not a number and the values are not equal."""
+    """Largest absolute difference of flat values; infinite where that is no number and they are not equal."""
     if one.dtype.kind not in "biufc":
         return 0.0 if np.array_equal(one, other) else math.inf
-    if one.size == 0:
-        return 0.0
     wide = np.complex128 if one.dtype.kind == "c" else np.float64
-    with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.abs(one.astype(wide) - other.astype(wide))
-    unlike = ~np.isfinite(apart)
-    if unlike.any():
-        same = (one == other) | (np.isnan(one) & np.isnan(other))
-        if not same[unlike].all():
-            return math.inf
-        apart = apart[~unlike]
-    return float(apart.max()) if apart.size else 0.0
+    found = 0.0
+    for start in range(0, one.size, PIECE):
+        first, second = one[start : start + PIECE], other[start : start + PIECE]
+        with np.errstate(invalid="ignore", over="ignore"):
+            apart = np.abs(first.astype(wide) - second.astype(wide))
+        largest = float(apart.max())
+        if not math.isfinite(largest):
+            unlike = ~np.isfinite(apart)
+            same = (first == second) | (np.isnan(first) & np.isnan(second))
+            if not same[unlike].all():
+                return math.inf
+            largest = float(apart[~unlike].max(initial=0.0))
+        found = max(found, largest)
+    return found
 
 
 class Stillness:
@@ -310,8 +322,11 @@ def _slicing_axes(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(axis for axis in (*others, last) if shape[axis] <= MOST_CLASSES)
 
 
-def _dots(one: Float64, other: Float64) -> Float64:
-    return np.asarray(np.einsum("ij,ij->j", one, other))
+def long_rows(one: Float64, other: Float64) -> tuple[Float64, Float64, int]:
+    """Returns ``[positions, channels]`` of both as they are summed fastest, and the axis of the channels."""
+    if one.shape[1] >= min(_SHORT, len(one)):
+        return one, other, 1
+    return np.ascontiguousarray(one.T), np.ascontiguousarray(other.T), 0
 
 
 def channel_axes(shape: Sequence[int]) -> tuple[int, ...]:

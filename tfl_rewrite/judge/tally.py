@@ -16,6 +16,7 @@ from tfl_rewrite.judge.channels import (
     Stillness,
     channel_axes,
     channel_pieces,
+    long_rows,
     pieces,
 )
 
@@ -47,16 +48,17 @@ class RowSums:
 
     def add(self, before: Float64, after: Float64) -> None:
         """Takes in ``[rows, classes]``."""
-        finite = np.isfinite(before).all(axis=-1) & np.isfinite(after).all(axis=-1)
-        if not finite.all():
+        if not (np.isfinite(before).all() and np.isfinite(after).all()):
+            finite = np.isfinite(before).all(axis=-1) & np.isfinite(after).all(axis=-1)
             before, after = before[finite], after[finite]
         if not before.size:
             return
-        chosen = after == after.max(axis=-1, keepdims=True)
-        margin = before.max(axis=-1) - np.where(chosen, before, np.inf).min(axis=-1)
-        off = before - before.mean(axis=-1, keepdims=True)
+        one, two, axis = long_rows(before, after)
+        chosen = two == two.max(axis=axis, keepdims=True)
+        margin = one.max(axis=axis) - np.where(chosen, one, np.inf).min(axis=axis)
+        off = (one - one.mean(axis=axis, keepdims=True)).reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
-            apart = np.abs(before.sum(axis=-1) * self.unit - 1.0)
+            apart = np.abs(one.sum(axis=axis) * self.unit - 1.0)
         rounded = before.shape[-1] * self.unit / 2 if self.unit < 1 else 0.0
         slack = max(_SUM_SLACK, min(rounded, _MOST_SLACK))
         self.are_shares = self.are_shares and bool(before.min() >= 0 and apart.max() < slack)
@@ -65,7 +67,7 @@ class RowSums:
         self.agreeing += int(np.count_nonzero(margin == 0))
         self.margins.append(margin[margin > 0])
         with np.errstate(over="ignore"):
-            self.spread += float(np.einsum("ij,ij->", off, off))
+            self.spread += float(np.dot(off, off))
         self.values += before.size
 
     def joined(self, other: RowSums) -> RowSums:
@@ -271,10 +273,10 @@ class OutputTally(ErrorSums):
             before, after = before.reshape(-1).view(part), after.reshape(-1).view(part)
         all_finite, all_nan = True, before.size > 0
         for one, two in pieces(before, after):
-            if one.tobytes() != two.tobytes():
-                self.same_bytes = False
-            all_nan = all_nan and bool(np.isnan(one).all())
-            all_finite = all_finite and bool(np.isfinite(one).all() and np.isfinite(two).all())
+            self.same_bytes = self.same_bytes and one.tobytes() == two.tobytes()
+            is_finite = bool(np.isfinite(one).all())
+            all_nan = all_nan and not is_finite and bool(np.isnan(one).all())
+            all_finite = all_finite and is_finite and bool(np.isfinite(two).all())
         self.all_nan += all_nan
         real = self.facts.dtype.startswith(("float", "bfloat"))
         if real and all_finite:
