@@ -22,8 +22,8 @@ from tfl_rewrite.interpreter.memory import amount, default_limit
 from tfl_rewrite.options.frozen import frozen
 
 REMEDY = (
-    "give a .npz with one array per input, named as the tensor, as the input of the signature, or as"
-    " 'signature/input'; its first axis counts the samples"
+    "give a .npz with one array per input, named as the tensor, as the input of the signature, as"
+    " 'signature/input', or arr_0, arr_1, ... in their order; its first axis counts the samples"
 )
 FREE_NBYTES = 256 << 20
 """Arrays may take so much in any case."""
