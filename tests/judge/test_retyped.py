@@ -11,6 +11,7 @@ import pytest
 
 from tests.nets import Net
 from tfl_rewrite import Judging, Tolerance, save, verify
+from tfl_rewrite.cli import main
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, ScalarVector
 from tfl_rewrite.interpreter.child import load_array
 from tfl_rewrite.interpreter.interface import EntryPoint, Interface, TensorFacts
@@ -151,14 +152,19 @@ def test_made_samples_lie_in_what_both_files_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.runtime
-def test_a_note_counts_the_real_values_that_are_clipped(tmp_path: Path) -> None:
+def test_a_note_counts_the_real_values_that_are_clipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, other = narrow(tmp_path / "one.tflite", np.float32), narrow(tmp_path / "other.tflite", np.int8)
     values = np.linspace(0, 1, 4 * 64, dtype=np.float32).reshape(4, 1, 64)
     values[0, 0, :32] = 5
     np.savez(tmp_path / "in.npz", **{"in": values})
     verdict = verify(one, other, replace(NEAR, inputs=(tmp_path / "in.npz",)))
     said = "12 % of the values of input 'in' of the model lie beyond what int8 holds"
-    assert f"{said} in the rewritten file (0 to 1)" in verdict.notes
+    assert verdict.notes[0] == f"{said} in the rewritten file (0 to 1)"
+    # The command says so without -v.
+    main(["verify", str(one), str(other), "--retyped", "--inputs", str(tmp_path / "in.npz")])
+    assert f"note: {said}" in capsys.readouterr().out
 
 
 @pytest.mark.runtime

@@ -327,7 +327,8 @@ class Judge:
         verdict = self.judged(reference, execution, tallying, tolerance)
         if theirs is not None:
             clipped = beyond(reference.steps, reference.interface, theirs)
-            verdict = replace(verdict, notes=(*verdict.notes, *clipped))
+            # What the values of the inputs were is told before all else.
+            verdict = replace(verdict, notes=(*clipped, *verdict.notes))
         if repeat and verdict.cause in ("", "outputs", "nothing") and execution.failure is None:
             verdict = self._repeats.check(execution, after, verdict)
         if verdict.cause == "outputs":

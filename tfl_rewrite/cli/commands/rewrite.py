@@ -9,7 +9,7 @@ from tfl_rewrite.cli.commands.rows import PREFIX
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.render import report_lines
+from tfl_rewrite.cli.render import noted, report_lines
 from tfl_rewrite.cli.render_judge import blame_lines, cost_lines, verdict_line, verdict_lines, verdict_rest
 from tfl_rewrite.cli.text import print_lines, safe, show, warn
 from tfl_rewrite.editing.base import Effect, Pass
@@ -155,7 +155,9 @@ def verify_files(arguments: argparse.Namespace) -> int:
         side.add_json(arguments.report, lambda: {"schema": 1, **facts})
         _add_node_data(side, arguments.blame_out, found)
         side.publish()
-    rest = verdict_lines(verdict)[1:] if arguments.verbose else verdict_rest(verdict)
+    rest = [*verdict_rest(verdict), *noted(verdict.notes, verbose=0)]
+    if arguments.verbose:
+        rest = verdict_lines(verdict)[1:]
     lines = [verdict_line(verdict), *rest, *cost_lines(verdict)]
     lines += blame_lines(found, verbose=arguments.verbose > 0) if found else _no_blame(arguments, found)
     if verdict.cause == "outputs" and found is None:
