@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ from tfl_rewrite import load, save
 from tfl_rewrite.calibration.collect import Wanted, collect, steps_of
 from tfl_rewrite.calibration.probe import Call, Place, Probe, Runner
 from tfl_rewrite.editing.base import run_passes
+from tfl_rewrite.integers.trials import operators_by_place
 from tfl_rewrite.interpreter.process import RuntimeChoice
 from tfl_rewrite.interpreter.worker import ModelFailed
 from tfl_rewrite.judge.judge import run_model
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.products import product_of
 from tfl_rewrite.model.blob import OwnedBlob
-from tfl_rewrite.model.ir import Buffer
+from tfl_rewrite.model.ir import Buffer, Model, Operator, Tensor
 from tfl_rewrite.numerics.moments import Moments
 from tfl_rewrite.passes.cut import Cut
+from tfl_rewrite.weights.rounders import Simulate
 
 pytestmark = pytest.mark.runtime
 
@@ -258,6 +260,53 @@ def test_a_part_begins_where_the_one_before_ended(
     # Other calls were not kept.
     other = probe.calls(steps)
     assert len(asked(probe, items[-1], other)) == 3 and opened == [last] * 2
+
+
+def test_copies_begin_where_they_first_differ(
+    fixtures: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a copy replaces an operand or what it holds, and whatever is measured first."""
+    path, inputs = fixtures / "mtcnn_rnet.tflite", str(fixtures / "inputs" / "mtcnn_rnet.npz")
+    steps = steps_of(load(path), Judging(inputs=[inputs]))[:3]
+    probe = Probe(path, runner)
+    calls, count = probe.calls(steps), len(probe.model.subgraphs[0].operators)
+    opened = parts_opened(monkeypatch)
+
+    def simulate(at: int, *, replaces: bool) -> Simulate:
+        def change(copy: Model) -> Mapping[tuple[int, int], Operator]:
+            operator = copy.subgraphs[0].operators[at]
+            tensor = operator.inputs[1]
+            assert tensor is not None
+            blob = OwnedBlob(np.zeros(tensor.shape or (), np.float32).tobytes())
+            if replaces:
+                buffer = copy.add_buffer(blob)
+                operator.inputs[1] = zeros = Tensor("zeros", tensor.shape, tensor.dtype, buffer)
+                copy.subgraphs[0].tensors.insert(0, zeros)
+            else:
+                tensor.buffer.blob = blob
+            return operators_by_place(copy)
+
+        return change
+
+    def given(made: Probe) -> list[Array]:
+        outputs = made.model.subgraphs[0].outputs
+        return [array for _, arrays in made.values_of(0, outputs, calls) for array in arrays]
+
+    last = max(item.place.operator for item in weighted(path))
+    changes = [(0, True), (last, True), (last, False), (0, False), (last, True)]
+    lengths = []
+    for at, replaces in changes:
+        del opened[:]
+        ours = given(probe.again(simulate(at, replaces=replaces)))
+        lengths.append(opened[-1])
+        for one, other in zip(ours, given(Probe(path, runner, simulate(at, replaces=replaces))), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert lengths[0] == lengths[3] == count and lengths[1] == lengths[2] == lengths[4] < count / 2
+    # The file does not have what was put into the probe: a copy of the file does not begin behind it.
+    probe.put(Place(0, 0), 1, np.zeros(weighted(path)[0].product.shape))
+    del opened[:]
+    given(probe.again(simulate(last, replaces=True)))
+    assert opened == [count]
 
 
 def test_weights_behind_dequantize_stay_constants_of_each_part(

@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from tfl_rewrite.kernels.products import activation_of
 from tfl_rewrite.kernels.table import DENSIFY, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
-from tfl_rewrite.model.ir import Model, Operator, Tensor
+from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.model.lift import DELEGATE_CUSTOM
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.weights.rounders import Simulate
 from tfl_rewrite.weights.sparse import DenseBlob
@@ -35,6 +36,10 @@ Array = npt.NDArray[Any]
 
 CUT_NBYTES = 16 << 20
 """Of what all calls hold where one part of a model ends, so that the next can begin there."""
+
+CUTS = 8
+"""At so many places about do copies of a model begin where they first differ from it: each is one more part
+to be written and run."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -91,6 +96,46 @@ class Cut:
     def nbytes(self) -> int:
         """Memory that the values take."""
         return sum(value.nbytes for _, values in self.held.values() for value in values)
+
+    def holds(self, calls: Iterable[Call]) -> bool:
+        """Whether it tells of all these calls, one at least."""
+        found = [id(call) in self.held for call in calls]
+        return bool(found) and all(found)
+
+
+class _Unchanged:
+    """A subgraph as it was read, to tell how far a copy of it was left alone.
+
+    Attributes:
+        tensors: In the order of the file.
+    """
+
+    def __init__(self, subgraph: SubGraph) -> None:
+        self.tensors = list(subgraph.tensors)
+        self._fields = {id(tensor): _fields(tensor) for tensor in self.tensors}
+        self._operators = [(item, _operands(item)) for item in subgraph.operators]
+
+    def count(self, subgraph: SubGraph) -> int:
+        """Returns how many operators, from the first on, compute what they did; those with bodies do not."""
+        same = 0
+        for (known, operands), operator in zip(self._operators, subgraph.operators, strict=False):
+            read = [tensor for tensor in (*operator.inputs, *operator.outputs) if tensor is not None]
+            if operator is not known or any(True for _ in operator.subgraphs()):
+                break
+            if _operands(operator) != operands or any(
+                _fields(tensor) != self._fields[id(tensor)] for tensor in read
+            ):
+                break
+            same += 1
+        return same
+
+
+def _fields(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.quantization, tensor.buffer, tensor.buffer.blob
+
+
+def _operands(operator: Operator) -> tuple[object, ...]:
+    return operator.code, operator.options, *operator.inputs, None, *operator.outputs
 
 
 class Runner:
@@ -225,18 +270,28 @@ class Probe:
         self, path: str | os.PathLike[str], runner: Runner, simulate: Simulate | None = None
     ) -> None:
         self.model: Model = load(path)
+        self._origin: Probe | None = None
+        self._unchanged = [] if simulate is None else [_Unchanged(item) for item in self.model.subgraphs]
         self._places = None if simulate is None else simulate(self.model)
         self._path, self._runner = path, runner
         self.in_sequence = runner.in_sequence
         self._own: set[int] = set()
+        self._is_changed = False
         self._cuts: dict[int, Cut] = {}
         # Subgraphs of which parts run from the inputs on.
         self._uncut: set[int] = set()
         self._decided: dict[int, set[int]] = {}
+        self._advanced: dict[int, int] = {}
 
     def again(self, simulate: Simulate | None) -> Probe:
-        """Returns another probe of the same file and with the same runner: only one of them can be run."""
-        return Probe(self._path, self._runner, simulate)
+        """Returns another probe of the same file and with the same runner: only one of them can be run.
+
+        What it computes as this one does, up to its first change, may be run by this one for many of them.
+        """
+        made = Probe(self._path, self._runner, simulate)
+        if self._places is None and not self._is_changed:
+            made._origin = self
+        return made
 
     def calls(self, steps: Sequence[Step]) -> list[Call]:
         """Returns the calls of some steps, in the order of the subgraphs' inputs.
@@ -399,24 +454,65 @@ class Probe:
     def _start(self, entered: int, tensors: Sequence[Tensor], mine: Sequence[tuple[int, Call]]) -> Cut:
         """Returns where a part begins that is to give some tensors: the last cut, or the inputs."""
         subgraph, cut = self.model.subgraphs[entered], self._cuts.get(entered)
-        if cut is not None and mine and all(id(call) in cut.held for _, call in mine):
+        if cut is None and self._origin is not None and self._unchanged and entered not in self._uncut:
+            cut = self._shared(self._origin, entered, [call for _, call in mine])
+        if cut is not None and cut.holds(call for _, call in mine):
             behind = (out for operator in subgraph.operators[cut.begin :] for out in operator.outputs)
             known = {id(tensor) for tensor in (*cut.tensors, *behind)}
             if all(id(tensor) in known for tensor in tensors):
                 return cut
         return Cut(0, subgraph.inputs, {id(call): (call, call.values) for _, call in mine})
 
+    def _shared(self, origin: Probe, entered: int, calls: Sequence[Call]) -> Cut | None:
+        """Returns a cut of the probe that this is a copy of, before all that differs, if it has one."""
+        known = self._unchanged[entered]
+        cut = origin._cut_before(entered, known.count(self.model.subgraphs[entered]), calls)
+        if cut is None:
+            return None
+        self._decides(entered)
+        own = dict(zip(map(id, origin.model.subgraphs[entered].tensors), known.tensors, strict=True))
+        return replace(cut, tensors=[own[id(tensor)] for tensor in cut.tensors])
+
+    def _cut_before(self, entered: int, most: int, calls: Sequence[Call]) -> Cut | None:
+        """Returns a cut behind so many operators at most that holds what some calls give there.
+
+        Runs them as far as that where it is much further than the last cut.
+        """
+        operators = self.model.subgraphs[entered].operators
+        cut = self._cuts.get(entered)
+        begin = cut.begin if cut is not None and cut.begin <= most and cut.holds(calls) else 0
+        if entered in self._uncut or not calls:
+            return None
+        if most - max(begin, self._advanced.get(entered, 0)) >= max(1, len(operators) // CUTS):
+            self._advanced[entered] = most
+            made = [tensor for tensor in operators[most - 1].outputs if tensor is not None]
+            try:
+                for _ in self.values_of(entered, made, calls):
+                    pass
+            except ModelFailed:
+                # What ends there does not run: that says nothing about the copies.
+                self._uncut.add(entered)
+                return None
+            cut = self._cuts.get(entered)
+        return cut if cut is not None and cut.begin <= most and cut.holds(calls) else None
+
+    def _decides(self, entered: int) -> None:
+        """Finds out what constants alone decide, and whether parts may begin inside."""
+        if entered not in self._decided:
+            operators = self.model.subgraphs[entered].operators
+            self._decided[entered] = _decided(operators)
+            if not _only_compute(operators):
+                self._uncut.add(entered)
+
     def _end(self, entered: int, start: Cut, outputs: Sequence[Tensor], calls: int) -> Cut | None:
         """Returns the last place, in a part that gives some tensors, of which all that is held can be kept.
 
-        None where a part must not begin inside, since what came before it would be missed.
+        None where a part must not begin inside, since what came before it would be missed; and of a copy
+        that is measured once.
         """
         operators = self.model.subgraphs[entered].operators
-        if entered not in self._decided:
-            self._decided[entered] = _decided(operators)
-            if self.in_sequence or not _only_compute(operators):
-                self._uncut.add(entered)
-        if entered in self._uncut:
+        self._decides(entered)
+        if entered in self._uncut or self._origin is not None:
             return None
         wanted, decided = set(map(id, outputs)), self._decided[entered]
         made = {id(tensor): (tensor, start.begin) for tensor in start.tensors}
@@ -430,13 +526,16 @@ class Probe:
         until = {
             id(tensor): position for position, operator in enumerate(operators) for tensor in operator.inputs
         }
+        # Who asks for the outputs gets all of them, whichever are made before.
+        until |= {id(tensor): len(operators) for tensor in self.model.subgraphs[entered].outputs}
         nbytes = [0] * (len(operators) + 2)
         for key, (tensor, first) in made.items():
             if until.get(key, -1) >= first:
                 nbytes[first] += calls * _nbytes(tensor)
                 nbytes[until[key] + 1] -= calls * _nbytes(tensor)
         at = [place for place, held in enumerate(itertools.accumulate(nbytes)) if 0 < held <= CUT_NBYTES]
-        begin = max((place for place in at if start.begin < place <= last + 1), default=None)
+        end = min(last + 1, len(operators) - 1)
+        begin = max((place for place in at if start.begin < place <= end), default=None)
         if begin is None:
             return None
         kept = [tensor for key, (tensor, first) in made.items() if first <= begin <= until.get(key, -1)]
@@ -444,6 +543,7 @@ class Probe:
 
     def _changes(self, entered: int, tensor: Tensor) -> None:
         """Forgets what was kept where it follows from a constant that changes."""
+        self._is_changed = True
         cut = self._cuts.get(entered)
         if cut is None:
             return
@@ -570,7 +670,7 @@ class Probe:
 
 def _only_compute(operators: Sequence[Operator]) -> bool:
     """Whether each does nothing but compute what it gives from what it reads."""
-    effects = Effects()
+    effects = Effects(DELEGATE_CUSTOM)
     return all(effects.of(operator)[0] is SideEffect.NONE for operator in operators)
 
 
