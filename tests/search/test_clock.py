@@ -40,6 +40,21 @@ def test_time_is_kept_for_what_comes_after() -> None:
     hands.clock(None).check(spare=1e9)
 
 
+def test_time_is_left_for_the_last_verdict() -> None:
+    """As it took half of the time to open the search; but no more than a quarter of all."""
+    for opened, reserved in [(2.0, 1.0), (9.0, 2.5)]:
+        hands = Hands()
+        clock = hands.clock(10.0)
+        hands.day = opened
+        clock.reserve()
+        assert clock.left == pytest.approx(10.0 - reserved - opened)
+        hands.day = 10.0 - reserved / 2
+        assert clock.is_past() and not clock.overrun and clock.used > 1
+    none = hands.clock(None)
+    none.reserve()
+    assert none.left == np.inf
+
+
 def test_what_must_be_done_gets_more_time_but_not_any_amount() -> None:
     hands = Hands()
     clock = hands.clock(10.0)

@@ -114,6 +114,8 @@ def search_and_publish(
         ShrinkFailed, UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`shrink`.
     """
     with opened_for(_wanted(plan, goal), progress) as opened:
+        opened.trials.measure({})
+        opened.clock.reserve()
         tried, steps = _all_tried(opened)
         ladder = Ladder(opened, tried)
         while True:

@@ -532,6 +532,11 @@ class Trials:
         """Whether weights can be rounded one after the other."""
         return all(each.ordered is not None for each in (self.final, *(fold.rounders for fold in self.folds)))
 
+    @functools.cached_property
+    def _unchanged(self) -> Measured:
+        """The file in which every constant stays; it is what the original is, for whoever asks."""
+        return self._whole({}, None, Rounding.FITTED)
+
     def measure(
         self, choice: Choice, cost: float | None = None, *, rounding: Rounding = Rounding.FITTED
     ) -> Measured:
@@ -545,6 +550,12 @@ class Trials:
         Raises:
             TimeIsUp: There was none for some of its weights.
         """
+        if choice:
+            return self._whole(choice, cost, rounding)
+        kept = replace(self._unchanged, rounding=rounding)
+        return kept if cost is None else replace(kept, cost=cost)
+
+    def _whole(self, choice: Choice, cost: float | None, rounding: Rounding) -> Measured:
         expected = None if self._deflates(cost) else self._expected(choice)
         sizes, deflated = [], []
         paths: list[Path] = []
