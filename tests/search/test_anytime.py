@@ -275,6 +275,22 @@ def test_files_that_cannot_win_are_not_made() -> None:
     assert len(world.uniform()) >= 20 and len(world.ran) < 12
 
 
+def test_one_plain_file_is_enough_before_others_are_fitted() -> None:
+    """Past the limit nothing is fitted that is far from the bounds, either."""
+    goal, tried = Goal(min_snr=30.0), []
+    for limit in (None, 0.001):
+        world = World(goal, limit)
+        standing = world.run()
+        ways = [way for _, way in world.ran[1:]]
+        fitted = next(step.files for step in standing.steps if step.step.endswith("fitted to inputs"))
+        plain = next(step for step in standing.steps if step.step.endswith("for all weights"))
+        assert plain.nbytes is not None and plain.nbytes < ORIGINAL
+        assert ways[plain.files - 1] is Rounding.FITTED
+        assert nbytes_of(standing) <= smallest(World(goal))
+        tried.append(fitted - plain.files)
+    assert tried[0] > tried[1] > 0
+
+
 @pytest.mark.parametrize(("load", "fits"), [(3.0, True), (1000.0, False)])
 def test_fitted_files_get_more_time_but_not_any_amount(load: float, fits: bool) -> None:
     goal = Goal(min_snr=30.0)

@@ -1,10 +1,10 @@
 """A search that has a file at any time, and whose file only gets smaller.
 
 First comes the original, which keeps every bound on the error. Then files whose weights all have one
-encoding, plainly rounded and then fitted to inputs; those that could be smaller than the best file so far are
-made whatever the time. Then mixtures of the two between which the bounds lie; then what the noise of single
-constants says, of two encodings and of all; last, weights are rounded in order. Each step depends on what was
-measured, and none on the clock, which only ends them: more time adds steps.
+encoding: plainly rounded until one keeps the bounds, then fitted to inputs; those that may well be smaller
+than the best file so far are made whatever the time. Then mixtures of the two between which the bounds lie;
+then what the noise of single constants says, of two encodings and of all; last, weights are rounded in order.
+Each step depends on what was measured, and the clock only ends them: more time adds steps.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _EXPECTED_GAIN = 8.0
 """By how many dB fitting lowers the noise, before any file tells."""
 _HOPES = {Rounding.PLAIN: 15.0, Rounding.FITTED: 10.0, Rounding.IN_ORDER: 0.0}
 """A file that is expected to miss the bounds by more dB than that is not made."""
+_LATE_HOPE = 7.0
+"""Nor, once the time is up, by more than that: by 5 dB expectations were off, and no mixture comes then."""
 _HOPED_SNR = 3.0
 """Where only the size is bound: nor one that is expected to be worse than the best by so many dB."""
 _ESTIMATED = 1.05
@@ -80,7 +82,7 @@ class Anytime:
         """Returns the best file that was found; what was done is in :attr:`standing`."""
         plain = Rounding.PLAIN if self.opened.trials.can_fit else Rounding.FITTED
         self.uniforms = list(uniform_files(self.opened, self.search, self.standing.original))
-        self._step(_PLAIN, lambda: self._walk(plain))
+        self._step(_PLAIN, lambda: self._walk(plain, once=plain is not Rounding.FITTED))
         if plain is not Rounding.FITTED:
             self._step(_FITTED, self._fitted)
         self._step("mixtures of two encodings", self._mixed)
@@ -110,21 +112,39 @@ class Anytime:
             finished = True
         standing.close(name, self.opened.trials.files, finished=finished)
 
-    def _walk(self, rounding: Rounding) -> None:
-        """Makes what may be better than the best so far, the likeliest first, until nothing is likely."""
-        clock = self.opened.clock
+    def _walk(self, rounding: Rounding, hope: float | None = None, *, once: bool = False) -> None:
+        """Makes what may be better than the best so far, the likeliest first, until nothing is likely.
+
+        Args:
+            rounding: Of the weights.
+            hope: What is expected to miss the bounds by more dB is not made; see :data:`_HOPES`.
+            once: Whether one that keeps the bounds is enough.
+        """
+        clock, bounded = self.opened.clock, self.standing.goal.bounds_error
         number = 0
-        while (picked := self._next(rounding)) is not None:
+        while (picked := self._next(rounding, hope)) is not None:
             if number and rounding is Rounding.FITTED and self.opened.trials.can_fit:
                 clock.check()
             self.opened.progress("trying one encoding for all", number, len(self.uniforms))
             self._try(picked, rounding)
             number += 1
+            best = self.standing.found.promised
+            if once and bounded and best is not None and best.choice:
+                return
 
     def _fitted(self) -> None:
-        with self.opened.clock.extended():
-            self.opened.clock.check()
-            self._walk(Rounding.FITTED)
+        """Fits what may be smaller than the plain file that keeps the bounds; then whether others do plainly.
+
+        What is fitted mostly keeps more, so of plain files those are left to try that no fitted one tells of.
+        """
+        try:
+            with self.opened.clock.extended():
+                self.opened.clock.check()
+                self._walk(Rounding.FITTED)
+        except TimeIsUp:
+            self._walk(Rounding.PLAIN)
+            raise
+        self._walk(Rounding.PLAIN, 0.0)
 
     def _try(self, item: Uniform, rounding: Rounding) -> None:
         try:
@@ -138,7 +158,7 @@ class Anytime:
         # Where nothing differs, others may be much coarser.
         item.missing[rounding] = max(missing, -EXACT_DB)
 
-    def _next(self, rounding: Rounding) -> Uniform | None:
+    def _next(self, rounding: Rounding, hope: float | None) -> Uniform | None:
         """Returns the file to make next: the smallest that is expected to do, or what is nearest to that."""
         best, goal = self.standing.found.promised, self.standing.goal
         # With a size alone, what is looked for is less error than the best has.
@@ -154,7 +174,10 @@ class Anytime:
         doing = [item for missing, _, item in open_ if missing <= 0]
         if goal.bounds_error and doing:
             return min(doing, key=lambda item: item.nbytes)
-        hope = _HOPES[rounding] if goal.bounds_error else _HOPED_SNR
+        if hope is None:
+            hope = _HOPES[rounding] if goal.bounds_error else _HOPED_SNR
+        if rounding is Rounding.FITTED and self.opened.trials.can_fit and self.opened.clock.left <= 0:
+            hope = min(hope, _LATE_HOPE)
         hoped = [each for each in open_ if each[0] <= least + hope]
         return min(hoped)[2] if hoped else None
 
