@@ -190,6 +190,14 @@ class Anytime:
         if any(item.made.values()):
             # Deflated, other integers take another size.
             return cost < best.cost * (_ESTIMATED if goal.objective is Objective.DOWNLOAD else 1.0)
+        if best.cost <= cost < best.cost * _ESTIMATED and goal.objective is Objective.FILE:
+            # Near enough to look, which takes less than to fit it and to run it.
+            trials = self.opened.trials
+            try:
+                exact = float(trials.laid_out(trials.rounded(item.choice, Rounding.PLAIN).model))
+            except UNMADE:
+                exact = math.inf
+            item.expected = cost = exact if exact < best.cost else math.inf
         return cost < best.cost * _ESTIMATED
 
     def _expected(self, item: Uniform, rounding: Rounding) -> float:
