@@ -275,6 +275,27 @@ def test_files_that_cannot_win_are_not_made() -> None:
     assert len(world.uniform()) >= 20 and len(world.ran) < 12
 
 
+def test_what_lies_between_two_files_is_told_by_both() -> None:
+    """What a bit is worth differs from model to model; the original says nothing of held-out inputs."""
+    world = World(Goal(min_snr=30.0), gain=0.0)
+    original = world.search.whole({}, Rounding.FITTED)
+    standing: Any = Standing(world, world.goal, world, world.clock, original)  # type: ignore[arg-type]
+    search = Anytime(world.opened, world.search, standing)
+    search.uniforms = [item for item, way, *_ in world.uniform() if way is Rounding.FITTED]
+    by_name = {item.encoding.text: replace(item, missing={}) for item in search.uniforms}
+    search.uniforms = list(by_name.values())
+    six, eight, ten = (by_name[f"int{bits}:channel:dequantize"] for bits in (6, 8, 10))
+    assert standing.gap == 0.0
+    six.missing[Rounding.FITTED] = 10.0
+    assert search._expected(eight, Rounding.FITTED) == pytest.approx(10.0 - 2 * 6.02)
+    ten.missing[Rounding.FITTED] = -30.0
+    assert search._expected(eight, Rounding.FITTED) == pytest.approx(-10.0)
+    assert search._expected(six, Rounding.FITTED) == pytest.approx(10.0)
+    # Beyond all that is known the nearest tells alone.
+    finer = by_name["int12:channel:dequantize"]
+    assert search._expected(finer, Rounding.FITTED) == pytest.approx(-30.0 - 2 * 6.02)
+
+
 def test_one_plain_file_is_enough_before_others_are_fitted() -> None:
     """Past the limit nothing is fitted that is far from the bounds, either."""
     goal, tried = Goal(min_snr=30.0), []

@@ -201,30 +201,38 @@ class Anytime:
         return cost < best.cost * _ESTIMATED
 
     def _expected(self, item: Uniform, rounding: Rounding) -> float:
-        """By how many dB a file is expected to miss the bounds, going by the one that is the most alike."""
+        """By how many dB a file is expected to miss the bounds.
+
+        That is told by the file that is the most alike; where one is known on the other side, too, by both.
+        """
         goal = self.standing.goal
-        known = [
+        fitting = rounding is Rounding.FITTED and self.opened.trials.can_fit
+        known = sorted(
             (
                 item.is_hybrid is not other.is_hybrid,
                 abs(item.nominal - other.nominal),
                 way is not rounding,
                 number,
+                missing - (self._gain() if fitting and way is not rounding else 0.0),
             )
             for number, other in enumerate(self.uniforms)
             for way, missing in other.missing.items()
             if math.isfinite(missing)
-        ]
+        )
         if not known:
             return (goal.min_snr if goal.min_snr is not None else 30.0) + 8.0 - item.nominal
-        _, _, is_other_way, number = min(known)
-        other = self.uniforms[number]
-        missing = next(each for way, each in other.missing.items() if (way is not rounding) is is_other_way)
-        fitting = is_other_way and rounding is Rounding.FITTED and self.opened.trials.can_fit
-        missing -= self._gain() if fitting else 0.0
+        unlike, _, _, number, missing = known[0]
         if goal.bounds_error and not goal.in_db and missing <= 0:
             # What is bounded does not say how much coarser it may be.
             return 0.0
-        return missing + other.nominal - item.nominal + (self.standing.gap if goal.bounds_error else 0.0)
+        finer = item.nominal - self.uniforms[number].nominal
+        told = missing - finer
+        for other_kind, _, _, number, end in known:
+            span = self.uniforms[number].nominal - item.nominal + finer
+            if other_kind is unlike and abs(span) > abs(finer) > 0 and (span > 0) is (finer > 0):
+                told = missing + (end - missing) * finer / span
+                break
+        return told + (self.standing.gap if goal.bounds_error else 0.0)
 
     def _gain(self) -> float:
         """By how many dB fitting lowers the noise; one file that was tried does not tell alone."""

@@ -132,8 +132,15 @@ class Standing:
 
     @property
     def gap(self) -> float:
-        """By how many dB held-out inputs show less than those of the search: the median over files."""
-        found = [judged.missing(self.goal) - made.missing(self.goal) for made, judged in self.judged.values()]
+        """By how many dB held-out inputs show less than those of the search: the median over files.
+
+        The original's own, in which nothing is rounded, says nothing of that.
+        """
+        found = [
+            judged.missing(self.goal) - made.missing(self.goal)
+            for made, judged in self.judged.values()
+            if made.choice
+        ]
         return max(0.0, median([each for each in found if math.isfinite(each)] or [0.0]))
 
     def take(self, found: Found) -> None:
