@@ -172,7 +172,8 @@ def split(
         dealt, seen = _samples_dealt(files, interface, folder, in_order=in_order, judged=bool(holdout))
         if not dealt[0].files:
             text = "1 sample is" if seen == 1 else f"{seen} samples are"
-            return _undivided(given, holdout, f"{text} too few: give {least} or more")
+            instead = "" if holdout or seen < LEAST_FITTED else ", or name samples that judge with --holdout"
+            return _undivided(given, holdout, f"{text} too few: give {least} or more{instead}")
         what = "samples"
     first, second, rest = dealt
     apart = not holdout or not _samples_in(_all(holdout), interface) & _samples_in(files, interface)
