@@ -83,7 +83,7 @@ def test_failures_are_rows_and_the_rest_is_done(
     (out / "dense.tflite").write_bytes(b"touched")
     assert call(*options) == 5
     said = capsys.readouterr().out
-    assert "text.tflite: exit 5:" in said and "3 files: 2 refused, 1 rewritten" in said
+    assert "text.tflite: exit 5:" in said and "3 files: 2 refused, 1 rewritten (1 of them before" in said
     again = {row["name"]: row for row in json.loads((out / "summary.json").read_text())["files"]}
     assert again["deep/matmul.tflite"]["resumed"] is True and not again["text.tflite"]["resumed"]
     assert again["dense.tflite"]["exit_code"] == 2  # somebody else wrote there

@@ -184,7 +184,9 @@ def test_too_few_samples_are_told_apart_from_none(fixtures: Path, tmp_path: Path
     few = tmp_path / "few.npz"
     with np.load(fixtures / "inputs" / "digits_calib.npz") as given:
         np.savez(few, **{name: array[:3] for name, array in given.items()})
-    with pytest.raises(UsageError, match="needs real inputs: 3 samples are too few: give 4 or more, or.*--holdout"):
+    with pytest.raises(
+        UsageError, match=r"needs real inputs: 3 samples are too few: give 4 or more, or.*--holdout"
+    ):
         made(fixtures / "digits_cnn.tflite", tmp_path / "out.tflite", Judging(inputs=(str(few),)))
 
 

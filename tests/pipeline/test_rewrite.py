@@ -24,6 +24,7 @@ from tfl_rewrite import (
     Tolerance,
     UnsupportedError,
     UsageError,
+    VerificationError,
     load,
     rewrite,
     save,
@@ -745,6 +746,22 @@ def test_a_pass_on_samples_whose_outputs_are_sure_of_themselves_does_not_look_su
     words = "less sure samples (before its last operator y keeps 14.0 dB)"
     assert (verdict.headline == "PASS (for samples as sure as these)") is wanted
     assert verdict.not_judged == ((words,) if wanted else ())
+
+
+@pytest.mark.runtime
+def test_made_samples_that_are_sure_prove_nothing(tmp_path: Path) -> None:
+    net = Net()
+    weight = net.constant("w", 1e4 * np.eye(8, dtype=np.float32))
+    inside = net.dense(net.input("x", (1, 8)), weight, "h")
+    net.output(net.add("SOFTMAX", [inside], "y", (1, 8), beta=1.0))
+    save(net.model, tmp_path / "in.tflite")
+    files = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    report = rewrite(*files, [Lossy(perturb(0.2))])
+    assert report.verdict is not None and "as sure as these" in report.verdict.headline
+    files[1].unlink()
+    with pytest.raises(VerificationError, match=r"made samples do not show less sure samples.*--inputs"):
+        rewrite(*files, [Lossy(perturb(0.2))], judging=Judging(mode="require"))
+    assert not files[1].exists()
 
 
 @pytest.mark.runtime

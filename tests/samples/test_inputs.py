@@ -96,6 +96,10 @@ def test_what_does_not_fit_is_told_with_names_and_shapes(tmp_path, model, arrays
     with pytest.raises(UsageError, match=text) as caught:
         verify(model, model, Judging(inputs=[file]))
     assert caught.value.remedy
+    # Only what differs is to be mended.
+    given = next(iter(arrays.values()))
+    assert ("astype" in caught.value.remedy) is (given.dtype != np.float32)
+    assert ("axes" in caught.value.remedy) is (given.ndim not in (2, 3))
 
 
 @pytest.mark.parametrize("axes", [(3, 10, 1), (1, 3, 10, 1), (3, 1, 10, 1)])
@@ -113,7 +117,7 @@ def test_real_numbers_for_a_quantized_input_are_told_how_to_become_integers(tmp_
     plain = facts((1, 4), dtype="int8")
     quantized = replace(plain, scales=(0.0039215687,), zero_points=(-128,))
     for given, remedy in (
-        (plain, "with .astype('int8') or"),
+        (plain, "convert it with .astype('int8')"),
         (quantized, "np.rint(array / 0.0039215687 + -128)"),
     ):
         with pytest.raises(UsageError) as caught:

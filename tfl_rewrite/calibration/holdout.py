@@ -171,9 +171,7 @@ def split(
     else:
         dealt, seen = _samples_dealt(files, interface, folder, in_order=in_order, judged=bool(holdout))
         if not dealt[0].files:
-            text = "1 sample is" if seen == 1 else f"{seen} samples are"
-            instead = "" if holdout or seen < LEAST_FITTED else ", or name samples that judge with --holdout"
-            return _undivided(given, holdout, f"{text} too few: give {least} or more{instead}")
+            return _undivided(given, holdout, _too_few(seen, least))
         what = "samples"
     first, second, rest = dealt
     apart = not holdout or not _samples_in(_all(holdout), interface) & _samples_in(files, interface)
@@ -185,6 +183,13 @@ def split(
         return Split(((*first.files, *second.files),), judge, text, apart)
     told = f"{first.count} + {second.count} {what}, each half with weights rounded for the other"
     return Split((tuple(first.files), tuple(second.files)), judge, f"{told}; {kept}", apart, told)
+
+
+def _too_few(seen: int, least: int) -> str:
+    """Says what to do about too few samples."""
+    text = "1 sample is" if seen == 1 else f"{seen} samples are"
+    instead = ", or name samples that judge with --holdout" if seen >= LEAST_FITTED else ""
+    return f"{text} too few: give {least} or more{instead}"
 
 
 def _samples_in(files: Sequence[Path | Media], interface: Interface) -> set[bytes]:

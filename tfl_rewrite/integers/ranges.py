@@ -41,6 +41,7 @@ _JSON = JsonFormat(
     most_nbytes=16 << 20,
     remedy="name one that 'tfl-rewrite quantize --inputs PATH --ranges FILE' wrote",
 )
+_GIVE = "give --inputs with a folder of pictures or sound, or a .npz; a few tens of samples; "
 _LARGEST = float(np.finfo(np.float32).max)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WORDS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -248,8 +249,8 @@ class Calibration:
         if self.activations is None and not recorded and (self._given is None or context.unfit):
             raise UsageError(
                 f"quantize needs real inputs: {context.unfit or 'the ranges of made ones mean nothing'}",
-                remedy="give --inputs with a folder of pictures or sound, or a .npz; a few tens of "
-                "samples; or --ranges alone with what another run has kept",
+                remedy=("" if context.unfit else _GIVE)
+                + "or give --ranges alone with what another run has kept",
             )
         if self._given is None:
             return

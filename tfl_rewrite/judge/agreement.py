@@ -174,6 +174,10 @@ def with_cost_of(verdict: Verdict, other: Verdict) -> Verdict:
     return replace(verdict, cost=other.cost if is_same else verdict.cost, verdicts=verdicts)
 
 
+SURE = "for samples as sure as these"
+"""What a verdict rests on that says nothing of samples of which the model is less sure."""
+
+
 def with_hidden(verdict: Verdict, inside: Verdict, min_snr: float) -> Verdict:
     """Returns the verdict on outputs that hide noise as one for samples as sure, where others would show it.
 
@@ -194,7 +198,7 @@ def with_hidden(verdict: Verdict, inside: Verdict, min_snr: float) -> Verdict:
     if not told:
         return verdict
     unseen = (*verdict.unseen, f"less sure samples ({', '.join(told)})")
-    return replace(verdict, assumed=(*verdict.assumed, "for samples as sure as these"), unseen=unseen)
+    return replace(verdict, assumed=(*verdict.assumed, SURE), unseen=unseen)
 
 
 _HIDDEN_DB = 1.5 * math.sqrt(8)

@@ -143,6 +143,13 @@ def _attempt(
         if report.verdict is not None and opened.plan.judge is None:
             verdict = opened.judges.with_hidden(report.results, made(), report.verdict)
             report = replace(report, verdict=verdict)
+            if opened.settings.mode == "require" and verdict.sample_source == "made":
+                from tfl_rewrite.judge.agreement import SURE
+
+                # That made samples are sure says nothing of real ones.
+                if SURE in verdict.assumed:
+                    reason = f"made samples do not show {verdict.unseen[-1]}; give --inputs"
+                    return _unverified(report, reason, opened.settings)
         return _widened(opened, passes, (output, report), complete) or _publish(opened, output, report)
 
 

@@ -127,7 +127,7 @@ class FullPanel:
         from tfl_rewrite.pipeline.copies import MANY_DECISIONS
 
         least = self._judging.tolerance.min_snr
-        if verdict.status != "pass" or least is None or all(item.bit_exact for item in verdict.outputs):
+        if verdict.status != "pass" or least is None:
             return verdict
         paths, decisions = self._open_both(after)
         if not 0 < decisions < MANY_DECISIONS:

@@ -239,13 +239,12 @@ def split_samples(path: Path, name: str, facts: TensorFacts, array: Array) -> li
         UsageError: The dtype or the number of axes is not that of the input, or a size that is fixed.
     """
     rank = len(facts.shape)
-    if _dtype_name(array) != facts.dtype or array.ndim not in (rank, rank + 1):
-        raise UsageError(
-            f"array {quoted(name)} is {_held(array)}, {_wanted(facts)}",
-            file=path,
-            remedy=f"convert it with {_conversion(facts)} or reshape it: "
-            "a first axis more counts the samples",
-        )
+    remedies = [f"convert it with {_conversion(facts)}"] if _dtype_name(array) != facts.dtype else []
+    if array.ndim not in (rank, rank + 1):
+        remedies.append("give it these axes: a first axis more counts the samples")
+    if remedies:
+        what = f"array {quoted(name)} is {_held(array)}, {_wanted(facts)}"
+        raise UsageError(what, file=path, remedy="; ".join(remedies))
     several = array.ndim == rank + 1 or (rank and (facts.shape[0] == 1 or facts.shape_signature[0] == -1))
     sizes = list(zip(array.shape[array.ndim - rank :], facts.shape_signature, strict=True))
     if any(declared == -1 for _, declared in sizes) and not _fit(sizes[array.ndim == rank and several :]):

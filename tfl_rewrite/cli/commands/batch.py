@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import time
@@ -73,7 +74,9 @@ def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
     data = summary.to_dict()
     counts = ", ".join(f"{count} {status}" for status, count in sorted(summary.counts.items()))
     count = len(summary.rows)
-    lines.append(f"{count} file{'' if count == 1 else 's'}: {counts}")
+    resumed = sum(bool(row.get("resumed")) for row in summary.rows)
+    earlier = f" ({resumed} of them before, and not again)" if resumed else ""
+    lines.append(f"{count} file{'' if count == 1 else 's'}: {counts}{earlier}")
     before, after = data["nbytes_before"], data["nbytes_after"]
     if before:
         lines.append(f"done: {size(before)} -> {size(after)} bytes ({100 * after / before:.1f} %)")
@@ -81,8 +84,9 @@ def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
     verdicts = Counter(row.get("verdict") or "unverified" for row in summary.rows if not row["exit_code"])
     if verdicts:
         told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-        worst = f"; lowest SNR {decibels(min(map(float, ratios)))} dB" if ratios else ""
-        lines.append(f"verified: {told}{worst}")
+        least = min(map(float, ratios), default=None)
+        worst = "all exact" if least == math.inf else f"lowest SNR {decibels(least or 0.0)} dB"
+        lines.append(f"verified: {told}" + ("" if least is None else f"; {worst}"))
     lines.append(f"next: {safe(str(out / 'summary.json'))} and summary.csv have each file; so has -v")
     return lines
 
