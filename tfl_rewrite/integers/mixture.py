@@ -9,6 +9,7 @@ stands between. So it is with floats.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -260,12 +261,16 @@ class Mixture:
         """
         if not self.units:
             return []
-        none = self.price(())
-        costs = np.array([[self.price([unit]) - none, 0.0] for unit in self.units])
         table = np.stack([np.zeros_like(noises), noises], axis=1)
-        picked = knapsack.solve(costs, table, allowed)
+        picked = knapsack.solve(self._costs, table, allowed)
         wide = {number for number, option in enumerate(picked) if not option}
         return [self.units[number] for number in sorted(self._polished(wide, noises, allowed))]
+
+    @functools.cached_property
+    def _costs(self) -> Float64:
+        """``[units, 2]``: what each costs where it alone is wide, and narrow."""
+        none = self.price(())
+        return np.array([[self.price([unit]) - none, 0.0] for unit in self.units])
 
     def _polished(self, wide: set[int], noises: Float64, allowed: float) -> set[int]:
         """Changes groups one by one while that is cheaper: neighbours of one width need no conversion."""
