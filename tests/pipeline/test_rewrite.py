@@ -746,6 +746,9 @@ def test_a_pass_on_samples_whose_outputs_are_sure_of_themselves_does_not_look_su
     words = "less sure samples (before its last operator y keeps 14.0 dB)"
     assert (verdict.headline == "PASS (for samples as sure as these)") is wanted
     assert verdict.not_judged == ((words,) if wanted else ())
+    # What keeps the bound there, and hides as much, is noted.
+    noted = [note for note in verdict.notes if note.startswith("before its last operator y keeps")]
+    assert len(noted) == (not wanted and rows == 1)
 
 
 @pytest.mark.runtime

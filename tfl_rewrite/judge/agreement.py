@@ -174,6 +174,8 @@ def with_cost_of(verdict: Verdict, other: Verdict) -> Verdict:
     return replace(verdict, cost=other.cost if is_same else verdict.cost, verdicts=verdicts)
 
 
+_SURER_DB = 20.0
+"""Outputs that keep so much more than what goes into their last operator tell of these samples alone."""
 SURE = "for samples as sure as these"
 """What a verdict rests on that says nothing of samples of which the model is less sure."""
 
@@ -189,12 +191,17 @@ def with_hidden(verdict: Verdict, inside: Verdict, min_snr: float) -> Verdict:
         min_snr: What each output is to keep, in dB.
     """
     loud = {(item.signature, item.position): item for item in verdict.outputs if item.silence is None}
-    told = [
-        f"before its last operator {loud[key].label} keeps {item.snr_db:.1f} dB"
-        for item in inside.outputs
-        if (key := (item.signature, item.position)) in loud and item.silence is None
-        if item.snr_db is not None and item.snr_db < min_snr
-    ]
+    told, notes = list[str](), list[str]()
+    for item in inside.outputs:
+        output = loud.get((item.signature, item.position))
+        if output is None or item.silence is not None or item.snr_db is None:
+            continue
+        what = f"before its last operator {output.label} keeps {item.snr_db:.1f} dB"
+        if item.snr_db < min_snr:
+            told.append(what)
+        elif output.bit_exact or output.snr_db is None or output.snr_db > item.snr_db + _SURER_DB:
+            notes.append(f"{what}: samples of which the model is less sure keep nearer to that")
+    verdict = replace(verdict, notes=(*notes, *verdict.notes))
     if not told:
         return verdict
     unseen = (*verdict.unseen, f"less sure samples ({', '.join(told)})")
