@@ -221,6 +221,8 @@ def test_outputs_that_jump_are_named(kept: float, others: list[float], said: boo
     assert bool(notes) is said
     if said:
         assert "between 12.0 and 93.0 dB" in notes[0]
+        # Of a search that time ended nobody knows.
+        assert not caveats(goal, settled, curve, is_done=False)
 
 
 def test_a_channel_that_keeps_files_from_being_smaller_is_named() -> None:

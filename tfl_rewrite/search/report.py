@@ -178,7 +178,12 @@ class ShrinkReport(JsonData):
 
 
 def report_of(
-    plan: Plan, opened: Session, best: Tried, tried: Sequence[Tried], refused: Sequence[str] = ()
+    plan: Plan,
+    opened: Session,
+    best: Tried,
+    tried: Sequence[Tried],
+    steps: Sequence[Step],
+    refused: Sequence[str],
 ) -> ShrinkReport:
     """Returns what the search came to, before anything is published.
 
@@ -187,6 +192,7 @@ def report_of(
         opened: The search.
         best: What is to be published.
         tried: What came of each kind of activations.
+        steps: What was done, in order.
         refused: What is to be said of files that were to be published before it.
     """
     goal, source, found = opened.wanted.goal, Source.of(opened.wanted.frame.source), best.found
@@ -195,6 +201,8 @@ def report_of(
     model = source.model()
     unmatched = unmatched_notes(goal.weights.selection, model, Graph.of(model))
     kept = found.promised is not None and not (found.promised.choice or found.promised.activations)
+    is_done = all(step.finished for step in steps)
+    doubts = caveats(goal, found, best.curve, is_done=is_done)
     if kept and goal.bounds_error and best.search is not None and best.search.units:
         text = f"nothing smaller was found that keeps {goal.text()}: the original, but for what loses nothing"
         own.append(text)
@@ -214,8 +222,9 @@ def report_of(
         split=opened.split,
         files=opened.trials.files,
         overrun=opened.clock.overrun,
+        steps=tuple(steps),
         tried=() if goal.activations == FLOATS else tuple(tried),
-        notes=(*refused, *unmatched, *own, *found.notes, *caveats(goal, found, best.curve)),
+        notes=(*refused, *unmatched, *own, *found.notes, *doubts),
     )
 
 

@@ -201,17 +201,19 @@ def _jumps(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[st
     ]
 
 
-def caveats(goal: Goal, settled: Found, curve: Sequence[Measured] = ()) -> list[str]:
+def caveats(goal: Goal, settled: Found, curve: Sequence[Measured] = (), *, is_done: bool = True) -> list[str]:
     """Returns what a reader should know of how sure this is.
 
     Args:
         goal: The bounds.
         settled: What the search came to.
         curve: All files that were measured.
+        is_done: Whether the search came to its end; if time ended it, gaps between files say nothing.
     """
     if settled.proven is None or settled.promised is None:
         return []
-    notes = _channels(goal, settled.promised, curve) or _jumps(goal, settled.promised, curve)
+    notes = _channels(goal, settled.promised, curve)
+    notes = notes or (_jumps(goal, settled.promised, curve) if is_done else [])
     counts = [settled.promised.verdict.sample_count, settled.proven.verdict.sample_count]
     shown = settled.promised.verdict.worst_snr()
     hidden = settled.promised.hidden

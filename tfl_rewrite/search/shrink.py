@@ -119,7 +119,7 @@ def search_and_publish(
         tried, steps = _all_tried(opened)
         ladder = Ladder(opened, tried)
         while True:
-            made = replace(report_of(plan, opened, ladder.best, ladder.tried, ladder.refused), steps=steps)
+            made = report_of(plan, opened, ladder.best, ladder.tried, steps, ladder.refused)
             remedy = "choose a point of the table, or another budget"
             if made.promised is None or made.proven is None:
                 raise ShrinkFailed(f"{made.missed}; nothing was written", made, remedy)
