@@ -246,23 +246,26 @@ def our_points(path: Path, inputs: Path, judge: Judge, made: Path, limit: float 
 
 def searched(opened: Session) -> list[Measured]:
     """Returns all files that searches for each threshold went through, none far off those of its size."""
-    goal, search = opened.wanted.goal, opened.unmeasured()
-    original = search.whole({}, Rounding.FITTED)
+    goal, curve, known = opened.wanted.goal, list[Measured](), set[object]()
     with opened.judge() as judge:
         for number, threshold in enumerate(THRESHOLDS, 1):
-            # What was measured for one serves the next.
             opened.clock.share = number / len(THRESHOLDS)
+            # Each by itself: a search drops the encodings that are of no use to its bound.
+            search = opened.unmeasured()
+            original = search.whole({}, Rounding.FITTED)
             standing = Standing(
                 opened.trials, replace(goal, min_snr=threshold), judge, opened.clock, original
             )
             Anytime(opened, search, standing).run()
-    if all(option.noise is not None for unit in search.units for option in unit.options):
-        # What search and evaluation inputs say differs: steps around each threshold.
-        with contextlib.suppress(TimeIsUp):
-            for target in (threshold + step for step in ABOVE for threshold in THRESHOLDS):
-                search.find(Goal(min_snr=target, sure=False))
+            if all(option.noise is not None for unit in search.units for option in unit.options):
+                # What search and evaluation inputs say differs: steps around the threshold.
+                with contextlib.suppress(TimeIsUp):
+                    for step in ABOVE:
+                        search.find(Goal(min_snr=threshold + step, sure=False))
+            curve += search.curve
+            known |= set(search.known)
     best, found = -math.inf, list[Measured]()
-    for item in sorted(search.curve, key=lambda item: item.nbytes):
+    for item in sorted(curve, key=lambda item: item.nbytes):
         # Neither smaller nor better than another, by far.
         if snr_of(item) <= best - NEAR:
             continue
@@ -270,7 +273,7 @@ def searched(opened: Session) -> list[Measured]:
         near = any(-ORDERED <= snr_of(item) - threshold <= 1.0 for threshold in THRESHOLDS)
         ordered = replace(item, rounding=Rounding.IN_ORDER)
         # Rounded weight by weight, too, where it is near a threshold.
-        if snr_of(item) > best and near and (ordered.rounding, key_of(item.choice)) not in search.known:
+        if snr_of(item) > best and near and (ordered.rounding, key_of(item.choice)) not in known:
             found.append(ordered)
         best = max(best, snr_of(item))
     return found
