@@ -296,6 +296,22 @@ def test_what_lies_between_two_files_is_told_by_both() -> None:
     assert search._expected(finer, Rounding.FITTED) == pytest.approx(-30.0 - 2 * 6.02)
 
 
+class Coarse(World):
+    """Less than eight bits lose all, so that files of few bits tell nothing of those of more."""
+
+    def noise_of(self, position: int, form: Any, rounding: Rounding) -> float:
+        if form.form.is_integer and form.form.bits < 8:
+            return 4.0 * self.share[position]
+        return super().noise_of(position, form, rounding)
+
+
+def test_where_the_best_is_far_above_the_bounds_others_are_looked_for_again() -> None:
+    goal = Goal(min_snr=30.0)
+    steps = Coarse(goal, gain=1.0).run().steps
+    fitted = next(step.nbytes for step in steps if step.step.endswith("fitted to inputs"))
+    assert fitted is not None and fitted < 1.2 * smallest(Coarse(goal, gain=1.0))
+
+
 def test_one_plain_file_is_enough_before_others_are_fitted() -> None:
     """Past the limit nothing is fitted that is far from the bounds, either."""
     goal, tried = Goal(min_snr=30.0), []

@@ -33,6 +33,8 @@ _HOPES = {Rounding.PLAIN: 15.0, Rounding.FITTED: 10.0, Rounding.IN_ORDER: 0.0}
 """A file that is expected to miss the bounds by more dB than that is not made."""
 _LATE_HOPE = 7.0
 """Nor, once the time is up, by more than that: by 5 dB expectations were off, and no mixture comes then."""
+_FAR = 12.0
+"""Where the best is more dB above the bounds, what two bits are worth, there should be something between."""
 _HOPED_SNR = 3.0
 """Where only the size is bound: nor one that is expected to be worse than the best by so many dB."""
 _ESTIMATED = 1.05
@@ -145,6 +147,11 @@ class Anytime:
             self._walk(Rounding.PLAIN)
             raise
         self._walk(Rounding.PLAIN, 0.0)
+        goal, best = self.standing.goal, self.standing.found.promised
+        if goal.bounds_error and goal.in_db and best is not None and best.missing(goal) < -_FAR:
+            # Coarse files tell little of finer ones there: an embedding loses all or nothing.
+            self._walk(Rounding.PLAIN)
+            self._walk(Rounding.FITTED)
 
     def _try(self, item: Uniform, rounding: Rounding) -> None:
         try:
