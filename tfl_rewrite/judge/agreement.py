@@ -174,7 +174,7 @@ def with_cost_of(verdict: Verdict, other: Verdict) -> Verdict:
     return replace(verdict, cost=other.cost if is_same else verdict.cost, verdicts=verdicts)
 
 
-_SURER_DB = 20.0
+_HIDES_DB = 20.0
 """Outputs that keep so much more than what goes into their last operator tell of these samples alone; others
 may keep as much less than that (19 dB, measured once)."""
 SURE = "for samples as sure as these"
@@ -200,8 +200,8 @@ def with_hidden(verdict: Verdict, inside: Verdict, min_snr: float) -> Verdict:
         what = f"before its last operator {output.label} keeps {item.snr_db:.1f} dB"
         if item.snr_db < min_snr:
             told.append(what)
-        elif item.snr_db < min_snr + _SURER_DB and (
-            output.bit_exact or output.snr_db is None or output.snr_db > item.snr_db + _SURER_DB
+        elif item.snr_db < min_snr + _HIDES_DB and (
+            output.bit_exact or output.snr_db is None or output.snr_db > item.snr_db + _HIDES_DB
         ):
             notes.append(f"{what}: samples of which the model is less sure keep nearer to that")
     verdict = replace(verdict, notes=(*notes, *verdict.notes))
