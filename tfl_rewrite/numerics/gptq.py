@@ -232,49 +232,75 @@ def feedback(
     """
     order, factor = metric.order, metric.factor
     groups, rows, length = weight.shape
-    # Columns in one piece each: [groups, length, rows].
-    ordered = _columns(np.take_along_axis(weight, order[:, None, :], axis=2))
-    spread = np.broadcast_to(step, (groups, rows, step.shape[2]))
-    if step.shape[2] > 1:
-        spread = np.take_along_axis(np.broadcast_to(step, weight.shape), order[:, None, :], axis=2)
-    steps = np.broadcast_to(_columns(spread), ordered.shape)
-    held = None if zero is None else _columns(np.take_along_axis(zero, order[:, None, :], axis=2))
+    ordered = _columns(weight, order)
+    width = 1 if step.shape[2] == 1 else length
+    wide = _columns(np.broadcast_to(step, (groups, rows, width)), None if width == 1 else order)
+    steps = np.broadcast_to(wide, ordered.shape)
+    held = None if zero is None else _columns(zero, order)
     errors, integers = np.empty_like(ordered), np.empty_like(ordered)
     diagonal = np.einsum("gii->gi", factor)
-    made = np.empty_like(ordered[:, 0])
+    made, pulls, passed = (np.empty_like(ordered[:size]) for size in (1, _COLUMNS, _COLUMNS))
+    low, high = np.asarray(levels, ordered.dtype)
     for end in range(length, 0, -_COLUMNS):
         begin = max(0, end - _COLUMNS)
-        own = factor[:, begin:end, begin:end] / diagonal[:, None, begin:end]
-        pull = factor[:, end:, begin:end].swapaxes(1, 2) @ errors[:, end:]
-        pull /= diagonal[:, begin:end, None]
-        pull += ordered[:, begin:end]
+        own = _pairs(factor[:, begin:end, begin:end] / diagonal[:, None, begin:end])
+        pull = pulls[: end - begin]
+        behind = factor[:, end:, begin:end].swapaxes(1, 2)
+        np.matmul(behind, errors[end:].swapaxes(0, 1), out=pull.swapaxes(0, 1))
+        pull /= diagonal[:, begin:end].T[:, :, None]
+        pull += ordered[begin:end]
         for column in range(end - 1, begin - 1, -1):
-            at, found, off = column - begin, integers[:, column], errors[:, column]
-            np.divide(pull[:, at], steps[:, column], out=found)
+            at, found, off = column - begin, integers[column], errors[column]
+            np.divide(pull[at], steps[column], out=found)
             ideal = None if rate is None else found.copy()
             np.rint(found, out=found)
-            np.maximum(found, levels.low, out=found)
-            np.minimum(found, levels.high, out=found)
+            np.maximum(found, low, out=found)
+            np.minimum(found, high, out=found)
             if rate is not None and ideal is not None:
-                counts = np.square(diagonal[:, column, None] * steps[:, column])
+                counts = np.square(diagonal[:, column, None] * steps[column])
                 found[:] = rate.pick(ideal, found, counts)
             if held is not None:
-                found[held[:, column]] = 0.0
-            np.multiply(found, steps[:, column], out=made)
-            np.subtract(ordered[:, column], made, out=off)
+                found[held[column]] = 0.0
+            np.multiply(found, steps[column], out=made[0])
+            np.subtract(ordered[column], made[0], out=off)
             if at:
-                pull[:, :at] += own[:, at, :at, None] * off[:, None, :]
-    result = np.empty_like(integers)
-    np.put_along_axis(result, np.broadcast_to(order[:, :, None], integers.shape), integers, axis=1)
-    return _columns(result)
+                np.multiply(own[at, :at], off, out=passed[:at])
+                pull[:at] += passed[:at]
+    return _in_rows(integers, order)
 
 
-def _columns(values: npt.NDArray[Item]) -> npt.NDArray[Item]:
-    """Returns ``[groups, rows, length]`` as ``[groups, length, rows]`` in one piece, or the reverse; a copy.
+def _columns(values: npt.NDArray[Item], order: Labels | None = None) -> npt.NDArray[Item]:
+    """Returns ``[groups, rows, length]`` as ``[length, groups, rows]``, so that a column lies in one piece.
 
-    Of one row, too, which lies in one piece either way: what is worked on here must not be what it came from.
+    Python goes from column to column: what numpy does to one of them then is a single loop for it. Always a
+    copy, of one row, too: what is worked on here must not be what it came from.
+
+    Args:
+        values: Any.
+        order: ``[groups, length]``: the columns in another order.
     """
-    return np.array(values.transpose(0, 2, 1), order="C", copy=True)
+    if order is None:
+        return np.array(values.transpose(2, 0, 1), order="C", copy=True)
+    groups, rows, length = values.shape
+    found = np.empty((length, groups, rows), values.dtype)
+    for group, place in enumerate(order):
+        # Transposed first: rows of what is gathered are in one piece then.
+        found[:, group] = np.ascontiguousarray(values[group].T)[place]
+    return found
+
+
+def _in_rows(values: npt.NDArray[Item], order: Labels) -> npt.NDArray[Item]:
+    """Undoes :func:`_columns`."""
+    length, groups, rows = values.shape
+    found = np.empty((groups, length, rows), values.dtype)
+    for group, place in enumerate(order):
+        found[group, place] = values[:, group]
+    return np.ascontiguousarray(found.swapaxes(1, 2))
+
+
+def _pairs(values: npt.NDArray[Item]) -> npt.NDArray[Item]:
+    """Returns ``[groups, columns, columns]`` as ``[columns, columns, groups, 1]``, for :func:`_columns`."""
+    return np.ascontiguousarray(values.transpose(1, 2, 0))[..., None]
 
 
 def spread(scale: npt.NDArray[Floating], length: int) -> npt.NDArray[Floating]:
@@ -354,14 +380,13 @@ class _Search:
         wide = self.wide(self.scale)
         for begin in range(0, length, _PIECE):
             part = slice(begin, min(length, begin + _PIECE))
-            # Columns in one piece each: [groups, columns, rows].
             own, integers = _columns(pull[:, :, part]), _columns(self.integers[:, :, part])
             steps = np.broadcast_to(_columns(wide[:, :, part if wide.shape[2] > 1 else slice(1)]), own.shape)
             held = None if self.zero is None else _columns(self.zero[:, :, part])
             change = self._improve(own, integers, steps, moments[:, part, part], held)
             if change.any():
-                self.integers[:, :, part] = integers.transpose(0, 2, 1)
-                pull -= change.transpose(0, 2, 1) @ moments[:, part, :]
+                self.integers[:, :, part] = integers.transpose(1, 2, 0)
+                pull -= change.transpose(1, 2, 0) @ moments[:, part, :]
 
     def _improve(
         self, own: Float32, integers: Float32, steps: Float32, moments: Float32, held: Mask | None
@@ -369,36 +394,37 @@ class _Search:
         """Sets integers of some columns to the best ones, each given all others; returns how values changed.
 
         Args:
-            own: What pulls at them, ``[groups, columns, rows]``; used up.
+            own: What pulls at them, ``[columns, groups, rows]``; used up.
             integers: Changed in place.
             steps: Their scales.
             moments: Of these columns.
             held: Where a zero stays.
         """
         change = np.empty_like(own)
-        columns = own.shape[1]
+        columns = len(own)
         # By how many integers each pull is worth to move, and how far it may.
-        worth = 1.0 / (np.einsum("gii->gi", moments)[:, :, None] * steps)
+        worth = 1.0 / (np.einsum("gii->ig", moments)[:, :, None] * steps)
         least, most = self.levels.low - integers, self.levels.high - integers
         if held is not None:
             least[held] = most[held] = 0.0
-        move = np.empty_like(own[:, 0])
+        move, passed = np.empty_like(own[0]), np.empty_like(own[:_COLUMNS])
         for first in range(0, columns, _COLUMNS):
             last = min(columns, first + _COLUMNS)
+            near = _pairs(moments[:, first:last, first:last])
             for column in range(first, last):
-                np.multiply(own[:, column], worth[:, column], out=move)
+                np.multiply(own[column], worth[column], out=move)
                 np.rint(move, out=move)
-                np.maximum(move, least[:, column], out=move)
-                np.minimum(move, most[:, column], out=move)
-                moved = change[:, column]
-                np.multiply(move, steps[:, column], out=moved)
-                integers[:, column] += move
+                np.maximum(move, least[column], out=move)
+                np.minimum(move, most[column], out=move)
+                np.multiply(move, steps[column], out=change[column])
+                integers[column] += move
                 if column + 1 < last:
-                    own[:, column + 1 : last] -= (
-                        moments[:, column, column + 1 : last, None] * moved[:, None, :]
-                    )
+                    part = passed[: last - column - 1]
+                    np.multiply(near[column - first, column + 1 - first :], change[column], out=part)
+                    own[column + 1 : last] -= part
             if last < columns:
-                own[:, last:] -= moments[:, first:last, last:].transpose(0, 2, 1) @ change[:, first:last]
+                behind = moments[:, first:last, last:].transpose(0, 2, 1)
+                own[last:] -= (behind @ change[first:last].swapaxes(0, 1)).swapaxes(0, 1)
         return change
 
 
