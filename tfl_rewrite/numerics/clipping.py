@@ -111,7 +111,8 @@ def best(
         energy = _energy(values) if energy is None else energy
         left = np.flatnonzero(_outlying(energy, largest, columns))
         result = np.where(largest > 0, covering(np.ones((1, 1)), levels) * largest, 1.0)
-    step = max(1, _WORK_ELEMENTS // max(1, columns))
+    held = columns * (_magnitude(levels) if search is exact else 1)
+    step = max(1, _WORK_ELEMENTS // max(1, held))
     for start in range(0, left.size, step):
         chunk = left[start : start + step]
         part = np.array(values[chunk], np.float64 if small else np.float32)
@@ -162,20 +163,25 @@ def exact(values: Float64, levels: Levels, weights: npt.NDArray[Any] | None = No
     """Returns the best scale of each row, by going through every position where an integer changes."""
     rows, columns = values.shape
     size = np.abs(values)
-    limit = np.where(values < 0, -levels.low, levels.high)
     counts = np.arange(1, _magnitude(levels) + 1, dtype=np.float64)
-    # [rows, levels, columns]: where the integer of an element grows from k - 1 to k.
-    position = size[:, None, :] / (counts[:, None] - 0.5)
-    position[limit[:, None, :] < counts[:, None]] = 0.0
+    # [rows, levels, columns]: where the integer of an element grows from k - 1 to k; negative, so that what
+    # is sorted starts at the largest scale.
+    position = size[:, None, :] / (0.5 - counts[:, None])
+    limit = np.where(values < 0, -levels.low, levels.high)
+    for count in range(min(-levels.low, levels.high), len(counts)):
+        position[:, count][limit <= count] = 0.0
     h = np.ones((1, columns)) if weights is None else np.asarray(weights, np.float64)
-    cross = np.broadcast_to((h * size)[:, None, :], position.shape).reshape(rows, -1)
-    square = np.broadcast_to(h[:, None, :] * (2 * counts[:, None] - 1), position.shape).reshape(rows, -1)
+    cross = np.broadcast_to((h * size)[:, None, :], position.shape)
+    square = np.broadcast_to(h[:, None, :] * (2 * counts[:, None] - 1), position.shape)
     flat = position.reshape(rows, -1)
-    order = np.argsort(-flat, axis=1)
+    order = np.argsort(flat, axis=1)
     order += np.arange(rows)[:, None] * flat.shape[1]
-    valid = flat.take(order) > 0
-    dot = np.cumsum(np.where(valid, cross.take(order), 0.0), axis=1)
-    norm = np.cumsum(np.where(valid, square.take(order), 0.0), axis=1)
+    # What no integer is reached at is zero, and comes last.
+    valid = np.arange(flat.shape[1]) < np.count_nonzero(flat, axis=1)[:, None]
+    dot, norm = cross.reshape(-1).take(order), square.reshape(-1).take(order)
+    for sums in (dot, norm):
+        sums *= valid
+        np.cumsum(sums, axis=1, out=sums)
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = np.where(norm > 0, dot * dot / norm, 0.0)
         pick = np.arange(rows), gain.argmax(axis=1)
