@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tfl_rewrite.files.source import save
 from tfl_rewrite.flatbuf.record import FLOAT32, INT64, UINT8, Record, ScalarVector
 from tfl_rewrite.integers.convert import IntegerWeight
 from tfl_rewrite.kernels.table import row_of
@@ -280,6 +281,16 @@ def growing_cell() -> Net:
     kind = "UNIDIRECTIONAL_SEQUENCE_LSTM"
     net.output(net.add(kind, [source, *gates, *states], "out", (1, 1, 1), fused_activation_function=4))
     return net
+
+
+def classifier(path: Path, factor: float, rows: int = 1) -> Path:
+    """Writes a layer of 8 classes, which multiplies by a factor, and the SOFTMAX behind it."""
+    net, shape = Net(), (rows, 8)
+    weight = net.constant("w", np.float32(factor) * np.eye(8, dtype=np.float32))
+    inside = net.dense(net.input("x", shape), weight, "h")
+    net.output(net.add("SOFTMAX", [inside], "y", shape, beta=1.0))
+    save(net.model, path)
+    return path
 
 
 def named(model: Model, name: str) -> Tensor:

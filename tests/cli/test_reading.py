@@ -13,6 +13,7 @@ from tfl_rewrite import load, save
 from tfl_rewrite.cli.render import size
 from tfl_rewrite.model.blob import OwnedBlob
 
+from ..nets import classifier
 from .program import call
 
 
@@ -48,6 +49,25 @@ def test_verify(capsys: pytest.CaptureFixture[str], fixtures: Path, dense: Path,
     assert call(capsys, "verify", dense, unrunnable)[0] == 4
     assert call(capsys, "verify", dense, tmp_path / "missing.tflite")[0] == 2
     assert call(capsys, "verify", tmp_path / "missing.tflite", dense)[0] == 2
+
+
+@pytest.mark.runtime
+def test_verify_asks_for_samples_of_which_a_model_is_less_sure(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pair = classifier(tmp_path / "before.tflite", 1e4), classifier(tmp_path / "after.tflite", 1.2e4)
+    code, text, _ = call(capsys, "verify", *pair)
+    assert code == 0 and text.startswith("PASS (made samples, for samples as sure as these): ")
+    why = "less sure samples (before its last operator y keeps 14.0 dB)"
+    assert f"not judged: {why}" in text
+    code, text, _ = call(capsys, "verify", *pair, "--require")
+    assert code == 3 and f"not proven: made samples do not show {why}; give --inputs" in text
+    code, text, _ = call(capsys, "verify", *pair, "--require", "--json")
+    assert code == 3 and json.loads(text)["not_judged"] == [why]
+    # Its own are enough: the verdict says what it rests on.
+    np.savez(tmp_path / "given.npz", x=np.eye(8, dtype=np.float32)[:, None])
+    code, text, _ = call(capsys, "verify", *pair, "--require", "--inputs", tmp_path / "given.npz")
+    assert code == 0 and text.startswith("PASS (for samples as sure as these): ")
 
 
 @pytest.mark.runtime

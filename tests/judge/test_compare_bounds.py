@@ -25,6 +25,38 @@ def tally_of(before, after, **more):
     return tally
 
 
+@pytest.mark.parametrize(
+    ("squash", "scale", "shown"),
+    [
+        *(("softmax", 3, True), ("logistic", 3, True), ("one logistic", 3, True)),
+        *(("softmax", 1e3, False), ("logistic", 1e2, False), ("tanh", 1, False), ("none", 1, False)),
+    ],
+)
+def test_an_output_shows_what_goes_into_its_last_operator_unless_it_is_sure(squash, scale, shown):
+    random = np.random.default_rng(1)
+    inside = scale * random.normal(size=(6, 1, 1 if squash == "one logistic" else 5))
+    noisy = inside + 0.1 * scale * random.normal(size=inside.shape)
+
+    def given(values):
+        if "logistic" in squash:
+            return (1 / (1 + np.exp(-values))).astype(np.float32)
+        if squash == "softmax":
+            shares = np.exp(values - values.max(axis=-1, keepdims=True))
+            return (shares / shares.sum(axis=-1, keepdims=True)).astype(np.float32)
+        return (np.tanh(values) if squash == "tanh" else values).astype(np.float32)
+
+    parts = [tally_of(given(inside[some]), given(noisy[some])) for some in (slice(3), slice(3, 6))]
+    whole = tally_of(given(inside), given(noisy))
+    assert math.isnan(whole.inside_db) is not shown
+    if shown:
+        if squash == "softmax":
+            inside, noisy = (each - each.mean(axis=-1, keepdims=True) for each in (inside, noisy))
+        known = 10 * math.log10((inside**2).sum() / ((inside - noisy) ** 2).sum())
+        assert whole.inside_db == pytest.approx(known, abs=0.01)
+        assert parts[0].joined(parts[1]).inside_db == pytest.approx(known, abs=0.01)
+        assert tally_of(given(inside), given(inside)).inside_db == math.inf
+
+
 def judged(before, after, tolerance=None, kernels=None, **more):
     other = None if kernels is None else lambda: tally_of(before, kernels, **more)
     return compared(tally_of(before, after, **more), tolerance or Tolerance(), other)

@@ -28,6 +28,7 @@ from tfl_rewrite import (
     load,
     rewrite,
     save,
+    verify,
 )
 from tfl_rewrite.editing.base import Context, Effect, Pass, PassResult, Skip
 from tfl_rewrite.errors import InvariantError
@@ -38,7 +39,7 @@ from tfl_rewrite.model.ir import Buffer, Model, Tensor
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.pipeline import judges
 
-from ..nets import Net
+from ..nets import classifier
 
 IMPOSSIBLE = Judging(samples=1, tolerance=Tolerance(min_snr=200), blame_seconds=0, rescue=False)
 QUICK = Judging(samples=1)
@@ -734,40 +735,43 @@ def test_a_pass_on_samples_whose_outputs_are_sure_of_themselves_does_not_look_su
     tmp_path: Path, rows: int, by: float, least: float, wanted: bool
 ) -> None:
     """What goes into the SOFTMAX is off by a fifth: 14 dB. Of many decisions the outputs tell enough."""
-    net, size = Net(), 8
-    inside = net.dense(
-        net.input("x", (rows, size)), net.constant("w", 40 * np.eye(size, dtype=np.float32)), "h"
-    )
-    net.output(net.add("SOFTMAX", [inside], "y", (rows, size), beta=1.0))
-    save(net.model, tmp_path / "in.tflite")
+    size, files = 8, (tmp_path / "in.tflite", tmp_path / "out.tflite")
+    classifier(files[0], 40, rows)
     given = (tmp_path / "in.npz",)
     np.savez(given[0], x=np.eye(size, dtype=np.float32)[np.arange(8 * rows) % size].reshape(8, rows, size))
     judging = Judging(inputs=given, tolerance=Tolerance(min_snr=least))
-    report = rewrite(tmp_path / "in.tflite", tmp_path / "out.tflite", [Lossy(perturb(by))], judging=judging)
-    verdict = report.verdict
-    assert verdict is not None and verdict.passed and (verdict.worst_snr() or 0) > 100
-    words = "less sure samples (before its last operator y keeps 14.0 dB)"
-    assert (verdict.headline == "PASS (for samples as sure as these)") is wanted
-    assert verdict.not_judged == ((words,) if wanted else ())
-    # What keeps the bound there, not by far, and hides as much, is noted.
-    noted = [note for note in verdict.notes if note.startswith("before its last operator y keeps")]
-    assert len(noted) == (not wanted and rows == 1 and by > 0.001)
+    report = rewrite(*files, [Lossy(perturb(by))], judging=judging)
+    for verdict in (report.verdict, verify(*files, judging)):
+        assert verdict is not None and verdict.passed and (verdict.worst_snr() or 0) > 100
+        words = "less sure samples (before its last operator y keeps 14.0 dB)"
+        assert (verdict.headline == "PASS (for samples as sure as these)") is wanted
+        assert verdict.not_judged == ((words,) if wanted else ())
+        # What keeps the bound there, not by far, and hides as much, is noted.
+        noted = [note for note in verdict.notes if note.startswith("before its last operator y keeps")]
+        assert len(noted) == (not wanted and rows == 1 and by > 0.001)
 
 
 @pytest.mark.runtime
 def test_made_samples_that_are_sure_prove_nothing(tmp_path: Path) -> None:
-    net = Net()
-    weight = net.constant("w", 1e4 * np.eye(8, dtype=np.float32))
-    inside = net.dense(net.input("x", (1, 8)), weight, "h")
-    net.output(net.add("SOFTMAX", [inside], "y", (1, 8), beta=1.0))
-    save(net.model, tmp_path / "in.tflite")
-    files = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    files = classifier(tmp_path / "in.tflite", 1e4), tmp_path / "out.tflite"
     report = rewrite(*files, [Lossy(perturb(0.2))])
     assert report.verdict is not None and "as sure as these" in report.verdict.headline
     files[1].unlink()
     with pytest.raises(VerificationError, match=r"made samples do not show less sure samples.*--inputs"):
         rewrite(*files, [Lossy(perturb(0.2))], judging=Judging(mode="require"))
     assert not files[1].exists()
+
+
+@pytest.mark.runtime
+def test_files_whose_outputs_show_what_goes_into_their_last_operator_are_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    monkeypatch.setattr("tfl_rewrite.pipeline.copies.open_outputs", lambda *_, **__: opened.append(1) or 0)
+    for factor, wanted in ((1, False), (1e4, True)):
+        files = [classifier(tmp_path / f"{factor * by}.tflite", factor * by) for by in (1, 1.05)]
+        assert verify(*files).passed and verify(files[0], files[0]).passed
+        assert bool(opened) is wanted
 
 
 @pytest.mark.runtime

@@ -181,6 +181,32 @@ SURE = "for samples as sure as these"
 """What a verdict rests on that says nothing of samples of which the model is less sure."""
 
 
+_SQUASHED = 1.01
+"""No SOFTMAX, LOGISTIC or TANH gives more, rounding aside."""
+
+
+def _hides(output: OutputComparison, inside_db: float, min_snr: float) -> bool:
+    """Whether an output keeps more than others would that are less sure; so if nobody knows (NaN)."""
+    if not inside_db >= min_snr:
+        return True
+    far = output.bit_exact or output.snr_db is None or output.snr_db > inside_db + _HIDES_DB
+    return inside_db < min_snr + _HIDES_DB and far
+
+
+def may_hide(verdict: Verdict, min_snr: float) -> bool:
+    """Whether what goes into last operators has to be looked at, for `with_hidden` to tell.
+
+    Outputs themselves show it, unless a model is so sure that they reach 0 or 1.
+    """
+    return any(
+        item.silence is None
+        and item.tally is not None
+        and item.tally.peak * item.tally.rows.unit <= _SQUASHED
+        and _hides(item, item.tally.inside_db, min_snr)
+        for item in verdict.outputs
+    )
+
+
 def with_hidden(verdict: Verdict, inside: Verdict, min_snr: float) -> Verdict:
     """Returns the verdict on outputs that hide noise as one for samples as sure, where others would show it.
 
@@ -197,12 +223,12 @@ def with_hidden(verdict: Verdict, inside: Verdict, min_snr: float) -> Verdict:
         output = loud.get((item.signature, item.position))
         if output is None or item.silence is not None or item.snr_db is None:
             continue
+        if not _hides(output, item.snr_db, min_snr):
+            continue
         what = f"before its last operator {output.label} keeps {item.snr_db:.1f} dB"
         if item.snr_db < min_snr:
             told.append(what)
-        elif item.snr_db < min_snr + _HIDES_DB and (
-            output.bit_exact or output.snr_db is None or output.snr_db > item.snr_db + _HIDES_DB
-        ):
+        else:
             notes.append(f"{what}: samples of which the model is less sure keep nearer to that")
     verdict = replace(verdict, notes=(*notes, *verdict.notes))
     if not told:

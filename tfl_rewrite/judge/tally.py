@@ -130,10 +130,48 @@ class ErrorSums:
         return float(np.einsum("i,i->", one, other))
 
     @property
+    def snr_db(self) -> float:
+        """Signal-to-noise ratio over all samples; infinite without noise."""
+        if self.noise == 0:
+            return math.inf
+        if self.power == 0:
+            return -math.inf
+        ratio = self.power / self.noise
+        return 10 * math.log10(ratio) if 0 < ratio < math.inf else (math.nan if ratio else -math.inf)
+
+    @property
     def cosine(self) -> float | None:
         """Between all values before and after."""
         norms = math.sqrt(self.power) * math.sqrt(self.power_after)
         return self.dot / norms if 0 < norms < math.inf else None
+
+
+MANY_DECISIONS = 100
+"""Made at each call, of which the outputs themselves tell how noise changes those that are not sure."""
+
+
+class InsideSums(ErrorSums):
+    """Sums over what goes into a last SOFTMAX or LOGISTIC, as far as what comes out shows it.
+
+    Of rows that sum up to 1, logarithms less their mean; of other values, ``log(y / (1 - y))``. What reached
+    0 or 1 shows nothing, and makes the ratio NaN.
+    """
+
+    def add(self, before: Float64, after: Float64, unit: float) -> None:
+        """Takes in ``[rows, classes]`` in units of ``unit``, unless that is many decisions."""
+        if not before.size or len(before) >= MANY_DECISIONS:
+            return
+        one, two = before * unit, after * unit
+        are_shares = one.shape[1] > 1 and bool((abs(one.sum(axis=1) - 1) < _SUM_SLACK).all())
+        if not are_shares and one.size >= MANY_DECISIONS:
+            return
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if are_shares:
+                one, two = (np.log(each) for each in (one, two))
+                one, two = (each - each.mean(axis=1, keepdims=True) for each in (one, two))
+            else:
+                one, two = (np.log(each / (1 - each)) for each in (one, two))
+            self.measure(one.reshape(-1), two.reshape(-1))
 
 
 class OutputTally(ErrorSums):
@@ -163,6 +201,7 @@ class OutputTally(ErrorSums):
         self.rows = RowSums(max(facts.scales) if facts.is_quantized else 1.0)
         self.channels: dict[int, ChannelSums | None] = {}
         self.stillness = Stillness()
+        self.inside = InsideSums()
 
     def joined(self, other: OutputTally) -> OutputTally:
         """The sums over the samples of both."""
@@ -177,6 +216,8 @@ class OutputTally(ErrorSums):
             setattr(both, name, getattr(self, name) + getattr(other, name))
         for name in ("max_integer_error", "peak", "max_error"):
             setattr(both, name, max(getattr(self, name), getattr(other, name)))
+        for name in ("power", "noise", "finite"):
+            setattr(both.inside, name, getattr(self.inside, name) + getattr(other.inside, name))
         both.same_bytes = self.same_bytes and other.same_bytes
         both.energies = self.energies + other.energies
         both.movement = self.movement.joined(other.movement)
@@ -300,6 +341,7 @@ class OutputTally(ErrorSums):
             first, second = one.astype(np.float64) - zero, two.astype(np.float64) - zero
             self._add_sums(first.reshape(-1), second.reshape(-1), energy)
             self._add_rows(first, second, before.shape)
+            self.inside.add(first, second, self.rows.unit)
             if before.ndim - 1 in axes and one.size:
                 self._add_channels(before.ndim - 1, first, second)
         for axis in axes:
@@ -339,14 +381,9 @@ class OutputTally(ErrorSums):
             sums.add(before, after)
 
     @property
-    def snr_db(self) -> float:
-        """Signal-to-noise ratio over all samples; infinite without noise."""
-        if self.noise == 0:
-            return math.inf
-        if self.power == 0:
-            return -math.inf
-        ratio = self.power / self.noise
-        return 10 * math.log10(ratio) if 0 < ratio < math.inf else (math.nan if ratio else -math.inf)
+    def inside_db(self) -> float:
+        """The ratio of what goes into a last SOFTMAX or LOGISTIC; NaN where the output does not show it."""
+        return self.inside.snr_db if self.inside.finite == self.finite else math.nan
 
     @property
     def silence(self) -> str | None:

@@ -39,9 +39,6 @@ from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.model.likeness import same_bytes, subgraph_pairs, tensor_labels
 
-MANY_DECISIONS = 100
-"""Made at each call, of which the outputs themselves tell how noise changes those that are not sure."""
-
 _LOST = 0.5
 """Of the power of a row: no rounding errs by as much where a row has a scale that suits it."""
 _REPLACED = 10.0

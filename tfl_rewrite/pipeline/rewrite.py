@@ -143,13 +143,7 @@ def _attempt(
         if report.verdict is not None and opened.plan.judge is None:
             verdict = opened.judges.with_hidden(report.results, made(), report.verdict)
             report = replace(report, verdict=verdict)
-            if opened.settings.mode == "require" and verdict.sample_source == "made":
-                from tfl_rewrite.judge.agreement import SURE
-
-                # That made samples are sure says nothing of real ones.
-                if SURE in verdict.assumed:
-                    reason = f"made samples do not show {verdict.unseen[-1]}; give --inputs"
-                    return _unverified(report, reason, opened.settings)
+            _ensure_proven(report, opened.settings)
         return _widened(opened, passes, (output, report), complete) or _publish(opened, output, report)
 
 
@@ -495,7 +489,7 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
         # In the words of the input, whose tensors and operators may have had other places.
         refuse_undefined(opened.source.model(), report.source)
         refuse_undefined(model, report.source)
-    from tfl_rewrite.pipeline.verify import guessed, run_alone
+    from tfl_rewrite.pipeline.verify import run_alone
 
     if opened.plan.judge is not None:
         verdict = opened.plan.judge(opened.source, made, settings)
@@ -519,8 +513,7 @@ def _judged(opened: _Opened, made: Source, report: Report) -> Report:
     report = replace(report, verdict=verdict, notes=notes)
     if verdict.status == "unverified":
         return _unverified(report, "; ".join(verdict.reasons), settings)
-    if verdict.passed and settings.mode == "require" and (guesses := guessed(verdict)):
-        return _unverified(report, f"{guesses}; give it with --input-range", settings)
+    _ensure_proven(report, settings)
     differs = f"the rewritten model differs too much, nothing was written: {'; '.join(verdict.reasons)}"
     if not verdict.passed and settings.rescue and any(item.finer for item in opened.plan.passes):
         # Single constants may be stored finer; what is blamed is what comes of that.
@@ -662,6 +655,15 @@ def _rescue(opened: _Opened, failed: RewriteFailed) -> Report:
                 # It is refused for what nobody can tell, and storing more of it finer tells no more.
                 break
     raise failed
+
+
+def _ensure_proven(report: Report, settings: Judging) -> None:
+    """Raises where a proof is required and a pass rests on a guess."""
+    if settings.mode == "require" and report.verdict is not None:
+        from tfl_rewrite.pipeline.verify import unproven
+
+        if why := unproven(report.verdict):
+            _unverified(report, why, settings)
 
 
 def _unverified(report: Report, reason: str, settings: Judging) -> Report:

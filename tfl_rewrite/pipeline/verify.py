@@ -123,11 +123,11 @@ class FullPanel:
 
     def with_hidden(self, after: PathLike, verdict: Verdict) -> Verdict:
         """Says of a pass what few decisions hide that are sure; see :func:`agreement.with_hidden`."""
-        from tfl_rewrite.judge.agreement import with_hidden
-        from tfl_rewrite.pipeline.copies import MANY_DECISIONS
+        from tfl_rewrite.judge.agreement import may_hide, with_hidden
+        from tfl_rewrite.judge.tally import MANY_DECISIONS
 
         least = self._judging.tolerance.min_snr
-        if verdict.status != "pass" or least is None:
+        if verdict.status != "pass" or least is None or not may_hide(verdict, least):
             return verdict
         paths, decisions = self._open_both(after)
         if not 0 < decisions < MANY_DECISIONS:
@@ -316,9 +316,18 @@ def _before_last(verdict: Verdict, found: Verdict) -> Verdict:
     return with_entries(replace(verdict, outputs=tuple(outputs)), entries)
 
 
-def guessed(verdict: Verdict) -> str:
-    """What the verdict assumed of the model that nobody said, in words; empty for nothing."""
-    return ", ".join(text for text in verdict.assumed if text in PLAUSIBLE)
+def unproven(verdict: Verdict) -> str:
+    """What a pass rests on that is no proof where one is required, and the remedy; empty for nothing."""
+    from tfl_rewrite.judge.agreement import SURE
+
+    if not verdict.passed:
+        return ""
+    if guessed := [text for text in verdict.assumed if text in PLAUSIBLE]:
+        return f"{', '.join(guessed)}; give it with --input-range"
+    if verdict.sample_source == "made" and SURE in verdict.assumed:
+        # That made samples are sure says nothing of real ones.
+        return f"made samples do not show {verdict.unseen[-1]}; give --inputs"
+    return ""
 
 
 def verify(
@@ -358,8 +367,8 @@ def verify(
         on_disk(after) as rewritten,
         FullPanel(original, judging or Judging(), progress=progress) as panel,
     ):
-        verdict = panel.compare(rewritten, repeat=repeat)
-        return with_newer(panel.with_unshown(rewritten, verdict))
+        verdict = panel.with_unshown(rewritten, panel.compare(rewritten, repeat=repeat))
+        return with_newer(panel.with_hidden(rewritten, verdict))
 
 
 def run_alone(made: Source, results: Sequence[PassResult], judging: Judging, verdict: Verdict) -> list[str]:

@@ -25,9 +25,10 @@ from tfl_rewrite.interpreter.process import death_of
 from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge, RunResult, run_model
 from tfl_rewrite.judge.settings import INSIDE, Judging, Tolerance
+from tfl_rewrite.judge.tally import MANY_DECISIONS
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
-from tfl_rewrite.pipeline.copies import MANY_DECISIONS, open_outputs
+from tfl_rewrite.pipeline.copies import open_outputs
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.units import Float64, ratio
 

@@ -140,7 +140,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
     judging = judging_of(arguments)
     # It loads while the judge is loaded.
     warm(judging.runtime[0])
-    from tfl_rewrite.pipeline.verify import verify
+    from tfl_rewrite.pipeline.verify import unproven, verify
 
     with Bar.of(arguments) as bar:
         verdict = verify(arguments.before, arguments.after, judging, progress=bar)
@@ -165,8 +165,10 @@ def verify_files(arguments: argparse.Namespace) -> int:
         lines.append(f"next: {real}--blame shows where the error enters and grows")
     if verdict.cause == "interface" and not judging.retyped:
         lines.append("next: --retyped compares real values where types alone differ, as after quantize --io")
+    if why := unproven(verdict) if arguments.require else "":
+        lines.append(f"not proven: {why}")
     show(arguments, lambda: {"schema": 1, **facts}, lambda: lines)
-    if verdict.status == "unverified":
+    if verdict.status == "unverified" or why:
         return UnsupportedError.exit_code if arguments.require else 0
     return 0 if verdict.passed else VerificationError.exit_code
 

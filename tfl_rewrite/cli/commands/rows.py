@@ -330,7 +330,7 @@ def _two_files(before: str, after: str) -> tuple[str, tuple[Argument, ...]]:
 def _verifying() -> Groups:
     judged = (
         *judging(without=("mode", "holdout", "rescue", "blame_seconds"), two_files=True),
-        flag("--require", help="exit 3 when UNVERIFIED"),
+        flag("--require", help="exit 3 when UNVERIFIED, or where a PASS rests on a guess"),
         replace(REPORT, help="write the verdict as JSON"),
         flag("--force", help="overwrite files that exist, such as an older report"),
     )
