@@ -38,6 +38,8 @@ _LEAST_PRUNED = 0.25
 
 _COLUMNS = 32
 """Columns that are rounded one by one before their errors are passed on to the others."""
+_AHEAD_ELEMENTS = 1 << 12
+"""Of columns that are looked at together for the first that is to be improved."""
 _PIECE = 256
 """Columns that are improved before the change is passed on to the rest of the row."""
 
@@ -400,29 +402,38 @@ class _Search:
             moments: Of these columns.
             held: Where a zero stays.
         """
-        change = np.empty_like(own)
+        change = np.zeros_like(own)
         columns = len(own)
         # By how many integers each pull is worth to move, and how far it may.
         worth = 1.0 / (np.einsum("gii->ig", moments)[:, :, None] * steps)
         least, most = self.levels.low - integers, self.levels.high - integers
         if held is not None:
             least[held] = most[held] = 0.0
-        move, passed = np.empty_like(own[0]), np.empty_like(own[:_COLUMNS])
+        width = max(1, _AHEAD_ELEMENTS // own[0].size)
+        moves, passed = np.empty_like(own[:width]), np.empty_like(own[:_COLUMNS])
         for first in range(0, columns, _COLUMNS):
             last = min(columns, first + _COLUMNS)
-            near = _pairs(moments[:, first:last, first:last])
-            for column in range(first, last):
-                np.multiply(own[column], worth[column], out=move)
+            near, column = _pairs(moments[:, first:last, first:last]), first
+            while column < last:
+                ahead = slice(column, min(last, column + width))
+                move = np.multiply(own[ahead], worth[ahead], out=moves[: ahead.stop - column])
                 np.rint(move, out=move)
-                np.maximum(move, least[column], out=move)
-                np.minimum(move, most[column], out=move)
-                np.multiply(move, steps[column], out=change[column])
-                integers[column] += move
-                if column + 1 < last:
-                    part = passed[: last - column - 1]
-                    np.multiply(near[column - first, column + 1 - first :], change[column], out=part)
-                    own[column + 1 : last] -= part
-            if last < columns:
+                np.maximum(move, least[ahead], out=move)
+                np.minimum(move, most[ahead], out=move)
+                # Most integers are the best ones already: what follows them is as it was.
+                moving = move != 0
+                at = int(moving.argmax()) // move[0].size
+                if not moving[at].any():
+                    column += len(move)
+                    continue
+                column += at
+                np.multiply(move[at], steps[column], out=change[column])
+                integers[column] += move[at]
+                column += 1
+                part = passed[: last - column]
+                np.multiply(near[column - 1 - first, column - first :], change[column - 1], out=part)
+                own[column:last] -= part
+            if last < columns and change[first:last].any():
                 behind = moments[:, first:last, last:].transpose(0, 2, 1)
                 own[last:] -= (behind @ change[first:last].swapaxes(0, 1)).swapaxes(0, 1)
         return change
