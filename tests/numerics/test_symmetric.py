@@ -47,6 +47,16 @@ def arrays(draw: DrawFn) -> tuple[Array, int | None]:
     return values, axis
 
 
+@given(layouts, st.data())
+def test_each_element_gets_what_is_of_its_channel(channels: Channels, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, channels.elements))
+    stop = data.draw(st.integers(start, channels.elements))
+    values = np.arange(channels.channels)
+    wanted = np.arange(start, stop) // channels.inner % channels.channels
+    assert channels.by_element(values, start, stop).tolist() == wanted.tolist()
+    assert len(channels.by_element(values)) == channels.elements
+
+
 def rounded(values: Array, axis: int | None) -> tuple[Array, Array, Error]:
     """Quantizes; returns integers and float64 scales in the shape of the values, and the error."""
     channels = Channels.along(values.shape, axis)

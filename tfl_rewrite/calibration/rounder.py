@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
-import numpy.typing as npt
 
 from tfl_rewrite.calibration.collect import (
     MEMORY_NBYTES,
@@ -350,7 +349,7 @@ class Calibrated(Observer[Trial], Clipped):
             if layer is None:
                 self._put(rounded, place, job.work, self)
                 continue
-            scale = layer.scale[_channel_index(job.work)]
+            scale = job.work.channels.by_element(layer.scale).reshape(job.work.shape)
             rounded.put(place, job.wanted.position, layer.integers * scale)
             if layer.bias is not None:
                 rounded.add(place, 2, layer.bias)
@@ -386,8 +385,8 @@ class Calibrated(Observer[Trial], Clipped):
             integers[start : start + part.size] = part
 
         rounder.round(work, scale, keep)
-        values = integers.reshape(work.shape) * scale[_channel_index(work)]
-        rounded.put(place, work.uses[0].position, values)
+        values = integers * work.channels.by_element(scale)
+        rounded.put(place, work.uses[0].position, values.reshape(work.shape))
 
     def _outcome(self, job: _Job, metrics: Metrics | str, run: Run = map) -> _Outcome:
         """Rounds one weight in the way that errs least on samples that it was not fitted to."""
@@ -443,13 +442,6 @@ def _plan(work: Work, *, may_correct: bool) -> Plan:
     centred = may_correct and takes_bias(use.subgraph, use.operator, weight_nbytes=nbytes, outputs=outputs)
     digits = _HALF_DIGITS if work.block is not None else 24
     return Plan(shape, work.channels, work.levels, centred, digits)
-
-
-def _channel_index(work: Work) -> npt.NDArray[np.int64]:
-    """Returns the number of each element's scale, in the shape of the constant."""
-    channels = work.channels
-    index = (np.arange(channels.elements) // channels.inner) % channels.channels
-    return index.reshape(work.shape)
 
 
 def _key(work: Work) -> Hashable:

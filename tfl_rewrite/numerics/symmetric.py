@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(LEVELS), np.f
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int8 = npt.NDArray[np.int8]
+Item = TypeVar("Item", bound=np.generic)
 Integers = npt.NDArray[np.int8 | np.int16]
 """Of int16 where a form holds more than eight bits."""
 
@@ -89,6 +90,29 @@ class Channels:
     def elements(self) -> int:
         """Number of elements."""
         return self.outer * self.channels * self.inner
+
+    def by_element(
+        self, values: npt.NDArray[Item], start: int = 0, stop: int | None = None
+    ) -> npt.NDArray[Item]:
+        """Returns what belongs to the channel of each element, flat.
+
+        Args:
+            values: ``[channels]``.
+            start: Position of the first element, row-major.
+            stop: Of the one behind the last; of all without it.
+        """
+        stop = self.elements if stop is None else stop
+        if self.channels == 1:
+            return np.broadcast_to(values, stop - start)
+        # Elements that lie together are of one channel: numbers are worked out once for them.
+        first, last = (start // self.inner, -(-stop // self.inner)) if stop > start else (0, 0)
+        runs = values[np.arange(first, last) % self.channels]
+        if self.inner == 1 or not runs.size:
+            return runs
+        lengths = np.full(len(runs), self.inner)
+        lengths[0] -= start - first * self.inner
+        lengths[-1] -= last * self.inner - stop
+        return np.repeat(runs, lengths)
 
 
 @slotted
@@ -406,10 +430,10 @@ def scaled_integers(
             raw = unpack(data, bits, stop - first)[start - first :].astype(np.int32)
         else:
             raw = np.frombuffer(data, np.uint8)[start - first : stop - first].astype(np.int32)
-        which = 0 if channels.channels == 1 else np.arange(start, stop) // channels.inner % channels.channels
         # As the kernel does it: what leaves the range becomes infinite.
         with np.errstate(over="ignore", invalid="ignore"):
-            made: Float32 = (raw - zero[which].astype(np.int32)).astype(np.float32) * scale[which]
+            centred = (raw - channels.by_element(zero.astype(np.int32), start, stop)).astype(np.float32)
+            made: Float32 = centred * channels.by_element(scale, start, stop)
         return made
 
     key = (blob.identity, bits, signed, channels, scale.tobytes(), zero.tobytes())

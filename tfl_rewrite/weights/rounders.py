@@ -178,9 +178,9 @@ def emitted(
     values, channels, error = work.values(), work.channels, Error()
     for start in range(0, integers.size, _EMITTED):
         part = np.array(integers[start : start + _EMITTED])
-        index = (np.arange(start, start + part.size) // channels.inner) % channels.channels
+        own = channels.by_element(scale, start, start + part.size)
         wanted = np.asarray(values[start : start + part.size], np.float64)
-        off = wanted - part * scale[index].astype(np.float64)
+        off = wanted - part * own.astype(np.float64)
         error.signal += float(np.dot(wanted, wanted))
         error.noise += float(np.dot(off, off))
         emit(start, part)
