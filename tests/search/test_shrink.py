@@ -33,6 +33,7 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import names_nbytes
+from tfl_rewrite.pipeline.copies import Opening
 from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed
 from tfl_rewrite.pipeline.rewrite import carry_out
 from tfl_rewrite.search.clock import Clock
@@ -177,13 +178,13 @@ def test_what_a_softmax_hides_counts(found: tuple[ShrinkReport, Path]) -> None:
 def test_an_opened_original_that_does_not_run_is_left_closed(
     digits: tuple[Path, Judging, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(source: Path, target: Path, *, centred: bool) -> int:
+    def opened(source: Path, target: Path, *, centred: bool) -> Opening:
         model = tfl_rewrite.load(source)
         code = OperatorCode(operator_number("CUSTOM"), "Unknown", 1)
         model.operator_codes.append(code)
         model.subgraphs[0].operators[-1].code = code
         tfl_rewrite.save(model, target)
-        return 1
+        return Opening(1, 0.0)
 
     monkeypatch.setattr("tfl_rewrite.search.trials.open_outputs", opened)
     report = search(digits, tmp_path / "out.tflite", min_snr=25.0)

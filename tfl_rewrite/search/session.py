@@ -122,7 +122,9 @@ class Session:
         goal, source = self.wanted.goal, self.wanted.frame.source
         metric = goal.metric
         figure = MetricProcess(metric, source, [self.far], self.folder) if metric is not None else None
-        return HoldoutJudge(source, self.trials.inside, self.far, goal, self.trials.judge, figure)
+        return HoldoutJudge(
+            source, self.trials.inside, self.trials.within, self.far, goal, self.trials.judge, figure
+        )
 
     def encodings(self) -> Search:
         """Measures what each encoding of each constant costs; returns what finds assignments of them.
