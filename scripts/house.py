@@ -50,6 +50,7 @@ LONG_MODULES: dict[str, str] = {
     "interpreter/sandbox.py": "one script that runs alone, with the table of system calls",
     "interpreter/worker.py": "one class with every request to the child",
     "judge/compare.py": "one comparison of an output, with each rule, of channels too",
+    "judge/verdict.py": "what is said of files: of outputs, of ways to call them, of the whole",
     "judge/judge.py": "one verdict, from opening the original to naming what was not judged",
     "judge/layers.py": "one comparison, operator by operator, with how operators are matched",
     "judge/reference.py": "the outputs of the original, and what is known of their spread",

@@ -72,6 +72,30 @@ def test_what_may_be_chance_is_missing() -> None:
     assert hidden.missing(Goal(max_error=1.0)) <= 0
 
 
+def test_held_out_samples_that_happen_to_agree_tell_no_more_than_so_many_do() -> None:
+    goal = Goal(min_snr=30.0)
+    alike = verdict({"snr_db": 32.0, "samples": 2, "energies": ((1.0, 0.001), (2.0, 0.002))})
+    assert alike.outputs[0].doubt_db == pytest.approx(0, abs=1e-9)
+    assert figures_of([alike], [None], goal).missing(goal) == pytest.approx(-2.0)
+    apart = figures_of([alike], [None], goal, apart=True)
+    assert apart.missing(goal) == pytest.approx(1.0)
+    assert apart.sure == pytest.approx(29.0)
+    many = verdict({"snr_db": 32.0, "samples": 50, "energies": ((1.0, 0.001),) * 50})
+    assert figures_of([many], [None], goal, apart=True).missing(goal) == pytest.approx(-1.4)
+    # Those that differ by more say so themselves.
+    unlike = verdict({"snr_db": 32.0, "samples": 2, "energies": ((1.0, 0.002), (1.0, 0.0))})
+    doubt = unlike.outputs[0].doubt_db
+    assert doubt > 4 and figures_of([unlike], [None], goal, apart=True).sure == pytest.approx(32.0 - doubt)
+    # Nothing is chance where that was not asked for.
+    assert apart.missing(replace(goal, sure=False)) == pytest.approx(-2.0)
+
+
+def test_held_out_samples_tell_of_what_is_hidden_no_more_than_so_many_do() -> None:
+    goal = Goal(min_snr=30.0)
+    alike = verdict({"snr_db": 32.0, "samples": 2, "energies": ((1.0, 0.001), (2.0, 0.002))})
+    assert figures_of([alike], [alike], goal, apart=True).hidden_sure == pytest.approx(29.0, abs=0.02)
+
+
 def test_large_numbers_do_not_overflow() -> None:
     plain = replace(OUTPUT, energies=PAIRS).doubt_db
     large = tuple((signal * 1e250, noise * 1e250) for signal, noise in PAIRS)

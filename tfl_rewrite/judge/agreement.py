@@ -237,22 +237,17 @@ def with_hidden(verdict: Verdict, inside: Verdict, min_snr: float) -> Verdict:
     return replace(verdict, assumed=(*verdict.assumed, SURE), unseen=unseen)
 
 
-_HIDDEN_DB = 1.5 * math.sqrt(8)
-"""Of one sample. Measured on 14 models: what eight samples keep is off by 1.5 dB, one way or the other."""
-
-
 def unsure_db(verdict: Verdict, min_snr: float | None) -> float:
     """Returns by how much the samples of a pass are too few to say that others keep a ratio, in dB; or 0.
 
-    That is what an output keeps, less one standard error (:attr:`OutputComparison.doubt_db`), or less what so
-    many samples are known to hide if that is more: two that happen to agree say nothing of a third.
+    That is what an output keeps, less :attr:`OutputComparison.unsure_db`.
 
     Args:
         verdict: On files whose outputs were compared.
         min_snr: What each output is to keep; None where no ratio is judged.
     """
     sure = [
-        item.snr_db - max(item.doubt_db, _HIDDEN_DB / math.sqrt(max(1, item.samples)))
+        item.snr_db - item.unsure_db
         for one in verdict.each
         for item in one.outputs
         if item.silence is None and item.snr_db is not None

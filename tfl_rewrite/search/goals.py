@@ -5,11 +5,13 @@ from __future__ import annotations
 import enum
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.judge.settings import ERROR_BOUNDS, SNR_BOUNDS, Tolerance
-from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.judge.verdict import OutputComparison, Verdict
 from tfl_rewrite.kernels.runtimes import Runtime
 from tfl_rewrite.kernels.table import DEQUANTIZE, row_of
 from tfl_rewrite.model import dtypes
@@ -253,7 +255,13 @@ class Goal(JsonData):
         share = Tolerance().min_agreement if self.min_snr is not None else 0.0
         return Tolerance(min_snr=self.min_snr, max_abs_error=self.max_error, min_agreement=share)
 
-    def shortfall(self, verdict: Verdict, metric: float | None = None, *, chance: bool = True) -> float:
+    def shortfall(
+        self,
+        verdict: Verdict,
+        metric: float | None = None,
+        *,
+        chance: Callable[[OutputComparison], float] = attrgetter("doubt_db"),
+    ) -> float:
         """Returns by how much as many other samples may miss the bounds on the error; at most 0 if not.
 
         In dB where dB are what is bounded; any positive number elsewhere.
@@ -261,7 +269,7 @@ class Goal(JsonData):
         Args:
             verdict: On some samples.
             metric: The user's own figure on those.
-            chance: Whether what may be chance is taken off a ratio, see :attr:`OutputComparison.doubt_db`.
+            chance: Tells of an output how much of its ratio may be chance, in dB, which is taken off.
         """
         if not verdict.measured:
             return math.inf
@@ -271,7 +279,7 @@ class Goal(JsonData):
         if self.min_snr is not None:
             # What is judged by another rule is no worse than it may be.
             kept = [
-                item.snr_db - (item.doubt_db if chance and self.sure else 0.0)
+                item.snr_db - (chance(item) if self.sure else 0.0)
                 for item in verdict.outputs
                 if item.snr_db is not None and item.rule == "snr"
             ]

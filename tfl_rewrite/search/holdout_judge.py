@@ -26,7 +26,7 @@ from tfl_rewrite.judge.compare import merged
 from tfl_rewrite.judge.judge import Judge, RunResult, run_model
 from tfl_rewrite.judge.settings import INSIDE, Judging, Tolerance
 from tfl_rewrite.judge.tally import MANY_DECISIONS
-from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.judge.verdict import OutputComparison, Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.pipeline.copies import Opening, open_outputs
 from tfl_rewrite.search.goals import Goal
@@ -49,12 +49,14 @@ class Figures(JsonData):
         hidden: Lowest SNR over what goes into a last SOFTMAX, LOGISTIC or TANH, in dB; None where there is
             none. Behind those an output that is sure of itself hides noise, but not on other inputs.
         hidden_sure: The same, of which as many other samples are not likely to show less.
+        apart: Whether nothing was fitted to these samples, nor chosen by them; so that they tell of others.
     """
 
     verdict: Verdict = field(metadata=LEFT_OUT)
     metric: float | None = None
     hidden: float | None = field(default=None, metadata=shown("hidden_snr_db", made=finite(3)))
     hidden_sure: float | None = field(default=None, metadata=LEFT_OUT)
+    apart: bool = field(default=False, metadata=LEFT_OUT)
 
     @property
     def runs(self) -> bool:
@@ -82,20 +84,32 @@ class Figures(JsonData):
         Where few things are decided, what outputs show of a few samples is chance for the most part, and what
         goes into the SOFTMAX tells: chance is taken off that alone.
         """
-        chance = self.hidden_sure is None
         outputs = [item for item in self.verdict.outputs if item.snr_db is not None]
-        found = [(item.snr_db or 0.0) - (item.doubt_db if chance else 0.0) for item in outputs]
+        found = [(item.snr_db or 0.0) - self._chance(item) for item in outputs]
         if self.hidden_sure is not None:
             found.append(self.hidden_sure)
         return min(found, default=None)
 
     def missing(self, goal: Goal) -> float:
         """Returns by how much as many other samples may miss the bounds; see :meth:`Goal.shortfall`."""
-        own = goal.shortfall(self.verdict, self.metric, chance=self.hidden_sure is None)
+        own = goal.shortfall(self.verdict, self.metric, chance=self._chance)
         hidden = self.hidden_sure if goal.sure else self.hidden
         if goal.min_snr is None or hidden is None:
             return own
         return max(own, goal.min_snr - hidden)
+
+    def _chance(self, item: OutputComparison) -> float:
+        """What may be chance in an output; none where that is taken off what goes into its last operator."""
+        return _doubt(item, apart=self.apart) if self.hidden_sure is None else 0.0
+
+
+def _doubt(item: OutputComparison, *, apart: bool) -> float:
+    """How much of a ratio may be chance, in dB.
+
+    On held-out samples no less than what so few are known to hide. What is rounded for one half of the others
+    and measured with the other half has more noise than the file that is fitted to both.
+    """
+    return item.unsure_db if apart else item.doubt_db
 
 
 def counts_hidden(goal: Goal, opening: Opening | None) -> bool:
@@ -139,6 +153,7 @@ def figures_of(
     metric: float | None = None,
     *,
     within: Tolerance = INSIDE,
+    apart: bool = False,
 ) -> Figures:
     """Returns what the verdicts on parts of the samples say together.
 
@@ -148,6 +163,7 @@ def figures_of(
         goal: What outputs were judged by.
         metric: The user's own figure.
         within: What ``inside`` was judged by.
+        apart: Whether the samples were held out.
     """
     hidden = hidden_sure = None
     found = [verdict for verdict in inside if verdict is not None]
@@ -156,9 +172,9 @@ def figures_of(
         hidden = hidden_sure = math.inf
         for item, noise in zip(together.outputs, noise_of(together), strict=True):
             snr = -10.0 * math.log10(float(noise)) if noise > QUIET else math.inf
-            hidden, hidden_sure = min(hidden, snr), min(hidden_sure, snr - item.doubt_db)
+            hidden, hidden_sure = min(hidden, snr), min(hidden_sure, snr - _doubt(item, apart=apart))
     whole = merged(verdicts, goal.tolerance)
-    return Figures(verdict=whole, metric=metric, hidden=hidden, hidden_sure=hidden_sure)
+    return Figures(verdict=whole, metric=metric, hidden=hidden, hidden_sure=hidden_sure, apart=apart)
 
 
 def noise_of(verdict: Verdict, tolerance: Tolerance = INSIDE) -> Float64:
@@ -229,7 +245,7 @@ class HoldoutJudge:
             metric = self.metric([path]) if self.metric is not None else None
             if self._inside is not None:
                 inside = _judged_inside(self._inside, path, self.within)
-        return figures_of([verdict], [inside], self.goal, metric, within=self.within)
+        return figures_of([verdict], [inside], self.goal, metric, within=self.within, apart=True)
 
 
 class MetricProcess:
