@@ -135,6 +135,13 @@ class Encoding:
             scheme = scheme if scheme is not Scheme.HYBRID or ":hybrid" in text else Scheme.AUTO
         return cls(form, granularity, block, scheme)
 
+    def as_int8(self) -> Encoding:
+        """Returns int8 in its place: one scale for each channel, or for the tensor where that has one."""
+        one = self.granularity is Granularity.TENSOR
+        return Encoding(
+            forms()["int8"], Granularity.TENSOR if one else Granularity.CHANNEL, None, self.scheme
+        )
+
     @property
     def runs_each_call(self) -> bool:
         """Whether MUL or ADD put its parts together behind DEQUANTIZE, at each call anew."""
@@ -176,15 +183,16 @@ def finer_where_few(items: Sequence[Candidate], encodings: Mapping[int, Encoding
     """
     counted = [item.elements for item in items if item.elements >= _LEAST_COUNTED]
     mean = sum(counted) / max(1, len(counted))
-    eight, found = forms()["int8"], {}
+    found = {}
     for item in items:
         wanted = encodings[id(item)]
-        bits = wanted.form.bits
-        if wanted.form.is_integer and bits <= _FEW_BITS and item.elements * 2 ** (eight.bits - bits) <= mean:
-            granularity = (
-                Granularity.TENSOR if wanted.granularity is Granularity.TENSOR else Granularity.CHANNEL
-            )
-            found[id(item)] = Encoding(eight, granularity, None, wanted.scheme)
+        bits, finer = wanted.form.bits, wanted.as_int8()
+        if (
+            wanted.form.is_integer
+            and bits <= _FEW_BITS
+            and item.elements * 2 ** (finer.form.bits - bits) <= mean
+        ):
+            found[id(item)] = finer
     return found
 
 

@@ -131,6 +131,11 @@ class WeightPlan:
             self.encodings |= finer
             self.fallbacks |= dict.fromkeys(finer, "int8, since so few elements take next to nothing")
         self._select(items, weights)
+        if self.finer_few:
+            for item in weights:
+                # No kernel reads one alone, so that all of them have to be int8 before any is decided.
+                if item.together and item.elements < self.least[0]:
+                    self._make_int8(item)
         decisions = self._settle(items)
         for item in items:
             reason = self.blocked.get(id(item))
@@ -227,10 +232,10 @@ class WeightPlan:
                 self.min_runtime, self.by_value, self._can_be_int8, self.magnitudes, self.axes
             )
             decisions = {}
-            before = len(self.blocked)
+            before = len(self.blocked), dict(self.encodings)
             for item in items:
                 if id(item) not in self.blocked:
-                    made = self._decide(item)
+                    made = self._rather_int8(item, self._decide(item))
                     if isinstance(made, Decision):
                         decisions[id(item)] = made
                     else:
@@ -243,7 +248,7 @@ class WeightPlan:
             share = COMPACT if self.compacted else 1.0
             block_useless(self.model, list(decisions.values()), self.blocked, share)
             block_hybrid_biases(list(decisions.values()), self.blocked)
-            if len(self.blocked) == before:
+            if (len(self.blocked), self.encodings) == before:
                 return [decisions[id(item)] for item in items if id(item) in decisions]
 
     def _decide(self, item: Candidate) -> Decision | tuple[str, str]:
@@ -287,6 +292,29 @@ class WeightPlan:
         scales = {each.channels: each for each in made}
         sizes = {channels: self._nbytes_of(each) for channels, each in scales.items()}
         return scales[self.axes.best_rate(item, encoding.form, sizes)]
+
+    def _rather_int8(self, item: Candidate, made: Decision | tuple[str, str]) -> Decision | tuple[str, str]:
+        """Returns the decision, or one for int8 where fewer bits take no fewer bytes, or as many as floats.
+
+        What holds the parts of int6 together, or a DEQUANTIZE, takes more than so few elements save.
+        """
+        wanted = self.encodings[id(item)]
+        if not self.finer_few or not _is_plainly_less(wanted):
+            return made
+        if isinstance(made, tuple) and made[0] != "small":
+            return made
+        stored = self._nbytes_of(made) if isinstance(made, Decision) else item.nbytes - 1
+        other = self._decide_channels(item, wanted.as_int8())
+        if not isinstance(other, Decision) or self._nbytes_of(other) > stored:
+            return made
+        self._make_int8(item)
+        return other
+
+    def _make_int8(self, item: Candidate) -> None:
+        wanted = self.encodings[id(item)]
+        if _is_plainly_less(wanted):
+            self.encodings[id(item)] = wanted.as_int8()
+            self.fallbacks[id(item)] = "int8, which takes no more bytes for so few elements"
 
     def _decide_cast(self, item: Candidate, encoding: Encoding) -> Decision | tuple[str, str]:
         form = encoding.form
@@ -463,3 +491,8 @@ class WeightPlan:
             for made, largest in zip(decisions, work.each(measure, decisions, nbytes=nbytes), strict=True):
                 if not np.isfinite(largest).all():
                     self.blocked[id(made.item)] = ("not-finite", "it holds NaN or infinite values")
+
+
+def _is_plainly_less(wanted: Encoding) -> bool:
+    """Whether it is integers of fewer bits than int8, not in blocks: who asks for those means them."""
+    return wanted.form.is_integer and wanted.block is None and wanted.form.bits < wanted.as_int8().form.bits
