@@ -8,6 +8,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,6 +208,11 @@ def test_the_culprit_is_stored_finer(outlier: Path, tmp_path: Path) -> None:
     assert len(others) >= 5
     text = "\n".join(report_lines(report, verbose=0))
     assert "1 constant had to be stored finer than asked for" in text and report.finer[0].form in text
+    # Of why it failed, the first thing does; the rest is told by -v.
+    lengthy = replace(report, refused=replace(report.refused, reasons=("y: one; two", "z: three")))
+    lines = [next(line for line in report_lines(lengthy, verbose=v) if "failed: y" in line) for v in (0, 1)]
+    assert lines[0].endswith("without that it failed: y: one (2 more reasons with -v)")
+    assert lines[1].endswith("without that it failed: y: one; two; z: three")
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data["finer"][0]["tensor"] == DENSE and data["refused"]["status"] == "fail"
     # The same in a longer chain of passes, and without time to look for the culprit.

@@ -238,7 +238,11 @@ def _finer_lines(report: Report, verbose: int) -> list[str]:
     """Names the constants that are stored finer than was asked for, and why."""
     if report.refused is None:
         return []
-    why = safe("; ".join(report.refused.reasons), limit=300)
+    first, *rest = "; ".join(report.refused.reasons).split("; ")
+    why = safe("; ".join([first, *rest]), limit=300)
+    if rest and not verbose:
+        # The first is the ratio of an output; what it lost besides comes of the same.
+        why = f"{safe(first, limit=120)} ({counted(len(rest), 'more reason')} with -v)"
     # Such as of inputs that are not finite, which may be the reason; a verdict on what was made has its own.
     told = report.refused.notes if report.verdict is None else ()
     notes = noted(told, verbose)
