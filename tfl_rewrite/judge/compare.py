@@ -112,7 +112,7 @@ def compared(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None =
 
 
 def _kept(tally: OutputTally, tolerance: Tolerance) -> float:
-    """The ratio, in dB, of a signal that counts as `least_energy` for each sample at least."""
+    """The ratio, in dB, of a signal that counts as `least_energy` at least, in the mean over samples."""
     least = tolerance.least_energy * len(tally.energies)
     if not 0 < tally.noise < math.inf or least <= tally.power:
         return tally.snr_db
