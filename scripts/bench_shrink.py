@@ -4,8 +4,8 @@
                                    [--limits S ...] [--busy]
 
 With ``--limits`` each model is searched once for each time limit (``none`` for none), and the table holds the
-sizes beside the smallest file of one encoding that ``quantize-weights`` makes and that keeps the ratio on the
-inputs that judge. With ``--busy`` two processes that only count go on beside that.
+sizes beside the smallest file of one encoding that keeps the ratio as the search judges it. With ``--busy``
+two processes that only count go on beside that.
 
 MODELS (or the environment variable ``TFL_REWRITE_CORPUS``) holds ``NAME.tflite``; the folder of inputs
 (``../inputs`` beside it) holds ``NAME.calib.npz``, which the search divides and holds a part of out, and
@@ -29,20 +29,14 @@ from typing import Any
 
 from bench_models import bench_parser, float_models, inputs_of
 
-from tfl_rewrite import verify
+from tfl_rewrite import Goal, verify
 from tfl_rewrite.judge.settings import Judging, Tolerance
-
-UNIFORM = (
-    *(("int8", scheme, "channel") for scheme in ("hybrid", "dequantize", "auto")),
-    ("int8", "dequantize", "tensor"),
-    ("int6", "auto", "channel"),
-    *(("int4", scheme, what) for scheme in ("auto", "dequantize") for what in ("channel", "block:32")),
-    *(("int2", "dequantize", what) for what in ("channel", "block:32")),
-    ("float16", "auto", "channel"),
-)
-"""Types, schemes and granularities of the files of one encoding."""
-FITTING = 20.0
-"""More dB than that are not won by fitting weights to inputs."""
+from tfl_rewrite.pipeline.report import Plan
+from tfl_rewrite.search.anytime import ESTIMATED
+from tfl_rewrite.search.shrink import opened_for, wanted_of
+from tfl_rewrite.search.standing import Standing
+from tfl_rewrite.search.trials import UNMADE, Rounding
+from tfl_rewrite.search.uniform import uniform_files
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -58,26 +52,33 @@ def evaluated(path: Path, made: Path, inputs: Path) -> float | None:
 
 
 def uniform(path: Path, inputs: Path, min_snr: float) -> dict[str, Any]:
-    """Makes files of one encoding; returns the smallest that keeps the ratio, plainly rounded or fitted."""
-    with tempfile.TemporaryDirectory() as folder:
-        plain = []
-        for number, (dtype, scheme, granularity) in enumerate(UNIFORM):
-            words = ("--dtype", dtype, "--scheme", scheme, "--granularity", granularity, "--verify", "off")
-            made = Path(folder) / f"{number}.tflite"
-            if run("quantize-weights", str(path), str(made), *words).returncode == 0:
-                plain.append((made.stat().st_size, made, words))
-        for _, made, words in sorted(plain):
-            kept, how = evaluated(path, made, inputs), ""
-            if kept is not None and min_snr - FITTING <= kept < min_snr:
-                calibration = ("--inputs", str(inputs / f"{path.stem}.calib.npz"))
-                if (
-                    run("quantize-weights", str(path), str(made), *words, *calibration, "--force").returncode
-                    == 0
-                ):
-                    kept, how = evaluated(path, made, inputs), " fitted"
-            if kept is not None and kept >= min_snr:
-                return {"nbytes": made.stat().st_size, "recipe": " ".join(words[1:6:2]) + how, "kept": kept}
-    return {"nbytes": path.stat().st_size, "recipe": "the original", "kept": math.inf}
+    """Makes all files of one encoding, rounded plainly and fitted; returns the smallest that a search takes.
+
+    It is judged as the search judges, by the samples that it divides and those that it holds out, however
+    long that takes.
+    """
+    settings = Judging(inputs=(str(inputs / f"{path.stem}.calib.npz"),))
+    best, recipe = path.stat().st_size, "the original"
+    with contextlib.ExitStack() as stack:
+        target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "made.tflite"
+        plan = Plan(source=str(path), target=target, passes=(), settings=settings)
+        wanted = wanted_of(plan, Goal(min_snr=min_snr, time_limit=None))
+        opened = stack.enter_context(opened_for(wanted))
+        judge = stack.enter_context(opened.judge())
+        trials, search = opened.trials, opened.unmeasured()
+        original = search.whole({}, Rounding.FITTED)
+        for item in sorted(uniform_files(opened, search, original), key=lambda item: item.nbytes):
+            fits = item.encoding.form.is_integer and trials.can_fit
+            for rounding in (Rounding.PLAIN, *([Rounding.FITTED] if fits else [])):
+                if item.nbytes > best * ESTIMATED:
+                    continue
+                with contextlib.suppress(UNMADE):
+                    standing = Standing(trials, opened.wanted.goal, judge, opened.clock, original)
+                    standing.offer(search.whole(item.choice, rounding, item.expected))
+                    made = standing.found.promised
+                    if made is not None and made.choice and made.nbytes < best:
+                        best, recipe = made.nbytes, f"{item.encoding.text}, {rounding.value}"
+    return {"nbytes": best, "recipe": recipe}
 
 
 @contextlib.contextmanager
@@ -98,9 +99,7 @@ def limited(
     """Shrinks one model once for each time limit, and shows the sizes beside those of one encoding."""
     best = uniform(path, inputs, min_snr)
     row: dict[str, Any] = {"model": path.stem, "nbytes": path.stat().st_size, "uniform": best, "limits": {}}
-    cells = [
-        f"{row['model']} | {row['nbytes']:,} | {best['nbytes']:,} ({best['recipe']}, {told(best['kept'])})"
-    ]
+    cells = [f"{row['model']} | {row['nbytes']:,} | {best['nbytes']:,} ({best['recipe']})"]
     for limit in limits:
         made = shrunk(path, inputs, min_snr, [*options, "--time-limit", limit])
         row["limits"][limit] = made

@@ -48,7 +48,7 @@ class Tolerance:
             this is 1.
         few_channels: Whether a channel may rest of which two or three values were seen: by chance they are
             as good as equal in one of many channels. Only where more samples are judged besides.
-        least_energy: What the signal of a sample counts as, at least, as a sum of squares and in the mean over
+        least_energy: What the signal of a sample counts as at least, a sum of squares, in the mean over
             samples: noise that is small beside that is no worse beside a fainter signal.
 
     Raises:

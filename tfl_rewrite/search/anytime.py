@@ -37,7 +37,7 @@ _FAR = 12.0
 """Where the best is more dB above the bounds, what two bits are worth, there should be something between."""
 _HOPED_SNR = 3.0
 """Where only the size is bound: nor one that is expected to be worse than the best by so many dB."""
-_ESTIMATED = 1.05
+ESTIMATED = 1.05
 """By how much the size of a file that was not made may be off."""
 _MIXTURES = 6
 """Files between two of one encoding, at most."""
@@ -191,13 +191,13 @@ class Anytime:
     def _may_win(self, item: Uniform) -> bool:
         """Whether a file may be smaller than the best so far, or may fit where only the size is bound."""
         goal, best, cost = self.standing.goal, self.standing.found.promised, item.cost()
-        fits = goal.max_nbytes is None or item.nbytes <= goal.max_nbytes * _ESTIMATED
+        fits = goal.max_nbytes is None or item.nbytes <= goal.max_nbytes * ESTIMATED
         if not fits or not goal.bounds_error or best is None or cost is None:
             return fits
         if any(item.made.values()):
             # Deflated, other integers take another size.
-            return cost < best.cost * (_ESTIMATED if goal.objective is Objective.DOWNLOAD else 1.0)
-        if best.cost <= cost < best.cost * _ESTIMATED and goal.objective is Objective.FILE:
+            return cost < best.cost * (ESTIMATED if goal.objective is Objective.DOWNLOAD else 1.0)
+        if best.cost <= cost < best.cost * ESTIMATED and goal.objective is Objective.FILE:
             # Near enough to look, which takes less than to fit it and to run it.
             trials = self.opened.trials
             try:
@@ -205,7 +205,7 @@ class Anytime:
             except UNMADE:
                 exact = math.inf
             item.expected = cost = exact if exact < best.cost else math.inf
-        return cost < best.cost * _ESTIMATED
+        return cost < best.cost * ESTIMATED
 
     def _expected(self, item: Uniform, rounding: Rounding) -> float:
         """By how many dB a file is expected to miss the bounds.

@@ -113,7 +113,7 @@ def search_and_publish(
     Raises:
         ShrinkFailed, UsageError, FileAccessError, FormatError, UnsupportedError: As for :func:`shrink`.
     """
-    with opened_for(_wanted(plan, goal), progress) as opened:
+    with opened_for(wanted_of(plan, goal), progress) as opened:
         opened.trials.measure({})
         opened.clock.reserve()
         tried, steps = _all_tried(opened)
@@ -311,7 +311,7 @@ def _all_tried(opened: Session) -> tuple[list[Tried], tuple[Step, ...]]:
     return tried if goal.activations == FLOATS else chosen(opened, tried), steps
 
 
-def _wanted(plan: Plan, goal: Goal) -> Wanted:
+def wanted_of(plan: Plan, goal: Goal) -> Wanted:
     """Checks what was asked for, and opens the source."""
     judging = plan.settings
     state = [] if goal.state is None else [Claim("state", os.fspath(goal.state), mine=True)]
