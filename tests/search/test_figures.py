@@ -77,23 +77,23 @@ def test_held_out_samples_that_happen_to_agree_tell_no_more_than_so_many_do() ->
     alike = verdict({"snr_db": 32.0, "samples": 2, "energies": ((1.0, 0.001), (2.0, 0.002))})
     assert alike.outputs[0].doubt_db == pytest.approx(0, abs=1e-9)
     assert figures_of([alike], [None], goal).missing(goal) == pytest.approx(-2.0)
-    apart = figures_of([alike], [None], goal, apart=True)
-    assert apart.missing(goal) == pytest.approx(1.0)
-    assert apart.sure == pytest.approx(29.0)
+    strict = figures_of([alike], [None], goal, strict=True)
+    assert strict.missing(goal) == pytest.approx(1.0)
+    assert strict.sure == pytest.approx(29.0)
     many = verdict({"snr_db": 32.0, "samples": 50, "energies": ((1.0, 0.001),) * 50})
-    assert figures_of([many], [None], goal, apart=True).missing(goal) == pytest.approx(-1.4)
+    assert figures_of([many], [None], goal, strict=True).missing(goal) == pytest.approx(-1.4)
     # Those that differ by more say so themselves.
     unlike = verdict({"snr_db": 32.0, "samples": 2, "energies": ((1.0, 0.002), (1.0, 0.0))})
     doubt = unlike.outputs[0].doubt_db
-    assert doubt > 4 and figures_of([unlike], [None], goal, apart=True).sure == pytest.approx(32.0 - doubt)
+    assert doubt > 4 and figures_of([unlike], [None], goal, strict=True).sure == pytest.approx(32.0 - doubt)
     # Nothing is chance where that was not asked for.
-    assert apart.missing(replace(goal, sure=False)) == pytest.approx(-2.0)
+    assert strict.missing(replace(goal, sure=False)) == pytest.approx(-2.0)
 
 
 def test_held_out_samples_tell_of_what_is_hidden_no_more_than_so_many_do() -> None:
     goal = Goal(min_snr=30.0)
     alike = verdict({"snr_db": 32.0, "samples": 2, "energies": ((1.0, 0.001), (2.0, 0.002))})
-    assert figures_of([alike], [alike], goal, apart=True).hidden_sure == pytest.approx(29.0, abs=0.02)
+    assert figures_of([alike], [alike], goal, strict=True).hidden_sure == pytest.approx(29.0, abs=0.02)
 
 
 def test_large_numbers_do_not_overflow() -> None:

@@ -49,14 +49,14 @@ class Figures(JsonData):
         hidden: Lowest SNR over what goes into a last SOFTMAX, LOGISTIC or TANH, in dB; None where there is
             none. Behind those an output that is sure of itself hides noise, but not on other inputs.
         hidden_sure: The same, of which as many other samples are not likely to show less.
-        apart: Whether nothing was fitted to these samples, nor chosen by them; so that they tell of others.
+        strict: Whether so few samples tell no more than as many are known to; see :func:`_doubt`.
     """
 
     verdict: Verdict = field(metadata=LEFT_OUT)
     metric: float | None = None
     hidden: float | None = field(default=None, metadata=shown("hidden_snr_db", made=finite(3)))
     hidden_sure: float | None = field(default=None, metadata=LEFT_OUT)
-    apart: bool = field(default=False, metadata=LEFT_OUT)
+    strict: bool = field(default=False, metadata=LEFT_OUT)
 
     @property
     def runs(self) -> bool:
@@ -100,16 +100,17 @@ class Figures(JsonData):
 
     def _chance(self, item: OutputComparison) -> float:
         """What may be chance in an output; none where that is taken off what goes into its last operator."""
-        return _doubt(item, apart=self.apart) if self.hidden_sure is None else 0.0
+        return _doubt(item, strict=self.strict) if self.hidden_sure is None else 0.0
 
 
-def _doubt(item: OutputComparison, *, apart: bool) -> float:
-    """How much of a ratio may be chance, in dB.
+def _doubt(item: OutputComparison, *, strict: bool) -> float:
+    """How much of a ratio may be chance, in dB; strictly, no less than what so few samples are known to hide.
 
-    On held-out samples no less than what so few are known to hide. What is rounded for one half of the others
-    and measured with the other half has more noise than the file that is fitted to both.
+    Held-out samples are judged strictly where a file was chosen among many by others, which flatter it then.
+    What is rounded for one half of those and measured with the other half makes up for some of that: it has
+    more noise than the file that is fitted to both.
     """
-    return item.unsure_db if apart else item.doubt_db
+    return item.unsure_db if strict else item.doubt_db
 
 
 def counts_hidden(goal: Goal, opening: Opening | None) -> bool:
@@ -153,7 +154,7 @@ def figures_of(
     metric: float | None = None,
     *,
     within: Tolerance = INSIDE,
-    apart: bool = False,
+    strict: bool = False,
 ) -> Figures:
     """Returns what the verdicts on parts of the samples say together.
 
@@ -163,7 +164,7 @@ def figures_of(
         goal: What outputs were judged by.
         metric: The user's own figure.
         within: What ``inside`` was judged by.
-        apart: Whether the samples were held out.
+        strict: See :func:`_doubt`.
     """
     hidden = hidden_sure = None
     found = [verdict for verdict in inside if verdict is not None]
@@ -172,9 +173,9 @@ def figures_of(
         hidden = hidden_sure = math.inf
         for item, noise in zip(together.outputs, noise_of(together), strict=True):
             snr = -10.0 * math.log10(float(noise)) if noise > QUIET else math.inf
-            hidden, hidden_sure = min(hidden, snr), min(hidden_sure, snr - _doubt(item, apart=apart))
+            hidden, hidden_sure = min(hidden, snr), min(hidden_sure, snr - _doubt(item, strict=strict))
     whole = merged(verdicts, goal.tolerance)
-    return Figures(verdict=whole, metric=metric, hidden=hidden, hidden_sure=hidden_sure, apart=apart)
+    return Figures(verdict=whole, metric=metric, hidden=hidden, hidden_sure=hidden_sure, strict=strict)
 
 
 def noise_of(verdict: Verdict, tolerance: Tolerance = INSIDE) -> Float64:
@@ -237,15 +238,20 @@ class HoldoutJudge:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def evaluate(self, path: Path) -> Figures:
-        """Runs a file."""
+    def evaluate(self, path: Path, *, strict: bool = True) -> Figures:
+        """Runs a file.
+
+        Args:
+            path: The file.
+            strict: Whether it was chosen among many; see :func:`_doubt`.
+        """
         verdict = self._judge.compare(path, tolerance=self.goal.tolerance)
         inside = metric = None
         if verdict.measured:
             metric = self.metric([path]) if self.metric is not None else None
             if self._inside is not None:
                 inside = _judged_inside(self._inside, path, self.within)
-        return figures_of([verdict], [inside], self.goal, metric, within=self.within, apart=True)
+        return figures_of([verdict], [inside], self.goal, metric, within=self.within, strict=strict)
 
 
 class MetricProcess:
