@@ -95,7 +95,7 @@ class Judges:
     def __init__(self, path: Path, inputs: Path, work: Path) -> None:
         self._opened, self._trial = work / "opened.tflite", work / "opened-made.tflite"
         self._opened.unlink(missing_ok=True)
-        has_inside = open_outputs(path, self._opened, centred=True) is not None
+        has_inside = open_outputs(path, self._opened, centred=True) > 0
         self._judge = Judge(path, Judging(inputs=[inputs]))
         self._inside = Judge(self._opened, Judging(inputs=[inputs])) if has_inside else None
 
@@ -113,7 +113,7 @@ class Judges:
         inside = None
         if self._inside is not None:
             self._trial.unlink(missing_ok=True)
-            if open_outputs(made, self._trial, centred=True) is not None:
+            if open_outputs(made, self._trial, centred=True):
                 inside = judged(self._inside, self._trial, Point("", "", "")).snr
         return _bounded(found.snr), _bounded(inside), found.error or ""
 

@@ -767,7 +767,7 @@ def test_files_whose_outputs_show_what_goes_into_their_last_operator_are_not_ope
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    monkeypatch.setattr("tfl_rewrite.pipeline.copies.open_outputs", lambda *_, **__: opened.append(1))
+    monkeypatch.setattr("tfl_rewrite.pipeline.copies.open_outputs", lambda *_, **__: opened.append(1) or 0)
     for factor, wanted in ((1, False), (1e4, True)):
         files = [classifier(tmp_path / f"{factor * by}.tflite", factor * by) for by in (1, 1.05)]
         assert verify(*files).passed and verify(files[0], files[0]).passed

@@ -14,7 +14,6 @@ from tfl_rewrite.judge.compare import compared
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import Verdict
-from tfl_rewrite.pipeline.copies import Opening
 from tfl_rewrite.search.clock import Clock
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures, counts_hidden, figures_of
@@ -147,8 +146,7 @@ def test_what_is_hidden_counts_over_all_parts() -> None:
     ],
 )
 def test_where_what_is_hidden_counts(goal: Goal, decisions: int, counts: bool) -> None:
-    opening = Opening(decisions, 0.0) if decisions else None
-    assert counts_hidden(goal, opening) is counts
+    assert counts_hidden(goal, decisions) is counts
 
 
 def test_chance_is_taken_off_what_is_hidden_where_that_counts() -> None:

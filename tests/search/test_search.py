@@ -13,7 +13,6 @@ from tfl_rewrite import Judging, UsageError, load, rewrite
 from tfl_rewrite.editing.base import Context
 from tfl_rewrite.judge.settings import Tolerance
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.pipeline.copies import Opening
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.shrink import choices_session, search_choices
 
@@ -102,10 +101,10 @@ def test_a_model_without_constants_has_nothing_to_propose(fixtures: Path, tmp_pa
 def test_a_model_that_does_not_run_opened_is_searched_as_it_is(
     fixtures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def foreign(_source: object, target: Path, *, centred: bool) -> Opening:
+    def foreign(_source: object, target: Path, *, centred: bool) -> int:
         assert centred
         shutil.copyfile(fixtures / "malformed" / "custom_unknown_op.tflite", target)
-        return Opening(1, 0.0)
+        return 1
 
     monkeypatch.setattr("tfl_rewrite.search.trials.open_outputs", foreign)
     source = fixtures / "digits_cnn.tflite"

@@ -33,7 +33,6 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Buffer, OperatorCode, Tensor, operator_number
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.passes.remove_dead import names_nbytes
-from tfl_rewrite.pipeline.copies import Opening
 from tfl_rewrite.pipeline.report import Plan, Report, RewriteFailed
 from tfl_rewrite.pipeline.rewrite import carry_out
 from tfl_rewrite.search.clock import Clock
@@ -178,18 +177,40 @@ def test_what_a_softmax_hides_counts(found: tuple[ShrinkReport, Path]) -> None:
 def test_an_opened_original_that_does_not_run_is_left_closed(
     digits: tuple[Path, Judging, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(source: Path, target: Path, *, centred: bool) -> Opening:
+    def opened(source: Path, target: Path, *, centred: bool) -> int:
         model = tfl_rewrite.load(source)
         code = OperatorCode(operator_number("CUSTOM"), "Unknown", 1)
         model.operator_codes.append(code)
         model.subgraphs[0].operators[-1].code = code
         tfl_rewrite.save(model, target)
-        return Opening(1, 0.0)
+        return 1
 
     monkeypatch.setattr("tfl_rewrite.search.trials.open_outputs", opened)
     report = search(digits, tmp_path / "out.tflite", min_snr=25.0)
     assert report.promised is not None and report.promised.hidden is None
     assert (report.promised_snr or 0.0) >= 25.0
+
+
+@pytest.mark.runtime
+def test_a_model_that_is_sure_of_nothing_keeps_its_classes(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    net = Net(200)
+    inside = net.input("x", (1, 64))
+    for number, (rows, columns) in enumerate(((48, 64), (48, 48), (2, 48))):
+        # Noise of such weights is next to nothing in outputs near a half, and turns them over.
+        scale = 1.5 if number < 2 else 0.08
+        weights = scale / np.sqrt(columns) * random.standard_normal((rows, columns))
+        inside = net.dense(inside, net.constant(f"w{number}", weights.astype(np.float32)), f"d{number}")
+        if number < 2:
+            inside = net.add("RELU", [inside], f"r{number}", (1, rows))
+    net.output(net.add("SOFTMAX", [inside], "y", (1, 2), beta=1.0))
+    source, target = tmp_path / "faint.tflite", tmp_path / "small.tflite"
+    save(net.model, source)
+    for name, count in (("few", 8), ("many", 100)):
+        np.savez(tmp_path / f"{name}.npz", x=random.standard_normal((count, 1, 64)).astype(np.float32))
+    tfl_rewrite.shrink(source, target, Goal(min_snr=20), judging=Judging(inputs=(tmp_path / "few.npz",)))
+    assert target.stat().st_size < source.stat().st_size
+    assert tfl_rewrite.verify(source, target, Judging(inputs=(tmp_path / "many.npz",))).passed
 
 
 @pytest.mark.runtime

@@ -95,7 +95,7 @@ def compared(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None =
         bit_exact=tally.bit_exact,
         max_abs_error=largest if integers or tally.finite else None,
         rmse=math.sqrt(tally.noise / tally.finite) if tally.finite else None,
-        snr_db=_kept(tally, tolerance) if numeric and tally.finite else None,
+        snr_db=tally.snr_db if numeric and tally.finite else None,
         cosine=tally.cosine,
         equal_share=None if numeric or not tally.elements else tally.equal / tally.elements,
         argmax_agreement=tally.rows.agreement,
@@ -109,14 +109,6 @@ def compared(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None =
         energies=tuple(tally.energies),
         tally=tally,
     )
-
-
-def _kept(tally: OutputTally, tolerance: Tolerance) -> float:
-    """The ratio, in dB, of a signal that counts as `least_energy` at least, in the mean over samples."""
-    least = tolerance.least_energy * len(tally.energies)
-    if not 0 < tally.noise < math.inf or least <= tally.power:
-        return tally.snr_db
-    return 10 * math.log10(least / tally.noise)
 
 
 def _findings(tally: OutputTally, tolerance: Tolerance) -> list[_Finding]:
@@ -161,7 +153,7 @@ def _ratio(tally: OutputTally, tolerance: Tolerance) -> _Finding:
     least = tolerance.min_snr
     if least is None:
         return _Finding("none")
-    snr = _kept(tally, tolerance) if tally.finite else math.inf
+    snr = tally.snr_db if tally.finite else math.inf
     # Written so that a ratio of infinities (NaN) fails.
     if snr >= least:
         told = f"the loss is noticeable (less than {NOTICEABLE_DB:g} dB)"

@@ -48,8 +48,6 @@ class Tolerance:
             this is 1.
         few_channels: Whether a channel may rest of which two or three values were seen: by chance they are
             as good as equal in one of many channels. Only where more samples are judged besides.
-        least_energy: What the signal of a sample counts as at least, a sum of squares, in the mean over
-            samples: noise that is small beside that is no worse beside a fainter signal.
 
     Raises:
         UsageError: A bound is none, or out of its range.
@@ -78,7 +76,6 @@ class Tolerance:
         None, "largest error of any element of an output", metavar="X", bounds=ERROR_BOUNDS
     )
     few_channels: bool = False
-    least_energy: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses values that would let everything or nothing pass by accident."""

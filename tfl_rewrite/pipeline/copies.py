@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,9 @@ from tfl_rewrite.editing.editor import Editor
 from tfl_rewrite.files.source import load, save
 from tfl_rewrite.integers.convert import type_change
 from tfl_rewrite.integers.reals import real_values
-from tfl_rewrite.judge.settings import INSIDE, Tolerance
 from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.kernels.operators import Squash
-from tfl_rewrite.kernels.table import DEQUANTIZE, MEAN, SUB, TANH, row_of
+from tfl_rewrite.kernels.table import DEQUANTIZE, MEAN, SUB, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
@@ -54,29 +53,7 @@ _NAN = {"FLOAT32": b"\x00\x00\xc0\x7f", "FLOAT16": b"\x00\x7e", "BFLOAT16": b"\x
 _TURNED = ("INT8", "UINT8", "INT16", "INT4", "INT2")
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What a copy gives out that is open before its last operators.
-
-    Attributes:
-        decisions: How many things each call decides in such an output, at least: rows of a SOFTMAX, elements
-            of the others.
-        harmless: Energy beside which noise is as small as it may be in any output. An error of what goes into
-            a LOGISTIC changes what comes out by no larger share, to first order. Nor does one into a SOFTMAX
-            of ``n`` elements, whose energy, less that of its mean, counts as ``(n - 1) / n`` of it at most.
-            So what is not sure of anything, and faint, hides nothing. 0 where outputs are of another kind.
-    """
-
-    decisions: int
-    harmless: float
-
-    @property
-    def tolerance(self) -> Tolerance:
-        """What is judged there is the noise alone."""
-        return replace(INSIDE, least_energy=self.harmless)
-
-
-def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool = False) -> Opening | None:
+def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool = False) -> int:
     """Writes a copy that gives out what goes into its last SOFTMAX, LOGISTIC or TANH.
 
     Where that computes in integers behind a DEQUANTIZE, what goes in is given out in floats as well.
@@ -88,15 +65,15 @@ def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool 
             have in common makes no difference behind it, and as a large signal would hide noise.
 
     Returns:
-        What it gives out; None if nothing is to be opened, and nothing is written.
+        How many things each call decides in such an output, at least: rows of a SOFTMAX, elements of the
+        others. 0 if there is none, and nothing is written.
     """
     model = load(source)
     graph = Graph.of(model)
     editor = Editor(model)
     swaps: dict[int, Tensor] = {}
-    decisions, harmless = [], dict[int, float]()
-    given = [model.subgraphs[0], *(item.subgraph for item in model.signatures)]
-    for subgraph in given:
+    decisions = []
+    for subgraph in [model.subgraphs[0], *(item.subgraph for item in model.signatures)]:
         for tensor in subgraph.outputs:
             maker = graph.maker_of(tensor)
             while maker is not None and _passes_on(maker) and maker.inputs[0] is not None:
@@ -110,30 +87,17 @@ def open_outputs(source: str | os.PathLike[str], target: Path, *, centred: bool 
                     inside = _in_floats(editor, subgraph, inside)
                 known = _centred(editor, subgraph, maker, inside) if centred else inside
                 swaps[id(tensor)] = known
-                harmless[id(tensor)] = _harmless(maker, known) if centred else 0.0
                 shape = shape[:-1] if row_of(maker).squashes is Squash.ROWS else shape
                 decisions.append(max(1, math.prod(shape)))
     if not swaps:
-        return None
-    least = min(harmless.get(id(tensor), 0.0) for subgraph in given for tensor in subgraph.outputs)
+        return 0
     for subgraph in model.subgraphs:
         subgraph.outputs = [swaps.get(id(tensor), tensor) for tensor in subgraph.outputs]
     for signature in model.signatures:
         signature.outputs = [(rest, swaps.get(id(tensor), tensor)) for rest, tensor in signature.outputs]
     editor.finish()
     save(model, target)
-    return Opening(min(decisions), least)
-
-
-def _harmless(maker: Operator, inside: Tensor) -> float:
-    """See :attr:`Opening.harmless`, of one output; what is given out in other numbers has none."""
-    if row_of(maker) is TANH or inside.dtype_name != "FLOAT32":
-        return 0.0
-    if row_of(maker).squashes is not Squash.ROWS:
-        return 1.0
-    count = (inside.shape or (0,))[-1]
-    beta = float(maker.option("beta") or 1.0)
-    return count / (count - 1) / beta**2 if count > 1 else 0.0
+    return min(decisions)
 
 
 def _passes_on(operator: Operator) -> bool:

@@ -23,7 +23,7 @@ from tfl_rewrite.interpreter.scratch import Scratch, TerminationGuard
 from tfl_rewrite.judge import blame as tracing
 from tfl_rewrite.judge.judge import Judge, Panel, run_model
 from tfl_rewrite.judge.layers import Blame
-from tfl_rewrite.judge.settings import FOLDED, Judging, Tolerance
+from tfl_rewrite.judge.settings import FOLDED, INSIDE, Judging, Tolerance
 from tfl_rewrite.judge.verdict import STATUSES, EntryVerdict, Verdict, combined, entry_verdict, with_entries
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.pipeline.report import with_newer
@@ -32,7 +32,7 @@ from tfl_rewrite.samples.media import PLAUSIBLE, with_ranges
 
 # What looks into files is loaded where that is needed: most verdicts do without.
 if TYPE_CHECKING:
-    from tfl_rewrite.pipeline.copies import Body, Opening
+    from tfl_rewrite.pipeline.copies import Body
 
 PathLike = str | os.PathLike[str]
 
@@ -129,11 +129,11 @@ class FullPanel:
         least = self._judging.tolerance.min_snr
         if verdict.status != "pass" or least is None or not may_hide(verdict, least):
             return verdict
-        paths, opening = self._open_both(after)
-        if opening is None or opening.decisions >= MANY_DECISIONS:
+        paths, decisions = self._open_both(after)
+        if not 0 < decisions < MANY_DECISIONS:
             return verdict
         with Judge(paths[0], self._judging, beside=self.judge_of(verdict)) as judge:
-            return with_hidden(verdict, judge.compare(paths[1], tolerance=opening.tolerance), least)
+            return with_hidden(verdict, judge.compare(paths[1], tolerance=INSIDE), least)
 
     def judge_of(self, verdict: Verdict) -> Judge:
         """The judge of the worst verdict that `compare` returned."""
@@ -170,8 +170,8 @@ class FullPanel:
         """Judges what goes into a last SOFTMAX, LOGISTIC or TANH whose output says nothing."""
         if all(item.silence is None for item in verdict.outputs):
             return verdict
-        paths, opening = self._open_both(after)
-        if opening is None:
+        paths, decisions = self._open_both(after)
+        if not decisions:
             return verdict
         found = self._panel("opened", paths[0], self._judging.inputs).compare(paths[1], repeat=False)
         made = _before_last(verdict, found)
@@ -251,8 +251,8 @@ class FullPanel:
         assert self._scratch is not None
         return self._scratch.path / f"{name}.tflite"
 
-    def _open_both(self, after: PathLike) -> tuple[tuple[Path, Path], Opening | None]:
-        """Opens both files; returns where they are, and what the first gives out, if both were opened."""
+    def _open_both(self, after: PathLike) -> tuple[tuple[Path, Path], int]:
+        """Opens both files; returns where they are, and what each call decides, 0 if one was not opened."""
         from tfl_rewrite.pipeline.copies import open_outputs
 
         self._before = _parsed(self._before)
@@ -261,10 +261,9 @@ class FullPanel:
         centred = not self._judging.retyped
         try:
             files = zip((self._before, after), paths, strict=True)
-            one, two = (open_outputs(path, target, centred=centred) for path, target in files)
-            return paths, one if two is not None else None
+            return paths, min(open_outputs(path, target, centred=centred) for path, target in files)
         except TflRewriteError:
-            return paths, None
+            return paths, 0
 
 
 _NAMED = 5

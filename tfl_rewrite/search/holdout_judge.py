@@ -28,7 +28,7 @@ from tfl_rewrite.judge.settings import INSIDE, Judging, Tolerance
 from tfl_rewrite.judge.tally import MANY_DECISIONS
 from tfl_rewrite.judge.verdict import OutputComparison, Verdict
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
-from tfl_rewrite.pipeline.copies import Opening, open_outputs
+from tfl_rewrite.pipeline.copies import open_outputs
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.units import Float64, ratio
 
@@ -113,7 +113,7 @@ def _doubt(item: OutputComparison, *, strict: bool) -> float:
     return item.unsure_db if strict else item.doubt_db
 
 
-def counts_hidden(goal: Goal, opening: Opening | None) -> bool:
+def counts_hidden(goal: Goal, decisions: int) -> bool:
     """Whether what goes into a last SOFTMAX and the like is to be judged.
 
     Where a ratio is asked for, or nothing else is; and where each call decides few things: among many some
@@ -121,29 +121,27 @@ def counts_hidden(goal: Goal, opening: Opening | None) -> bool:
 
     Args:
         goal: The bounds.
-        opening: What is given out before those; None where there are none.
+        decisions: See :func:`open_outputs`.
     """
-    few = opening is not None and opening.decisions < MANY_DECISIONS
-    return few and (goal.min_snr is not None or not goal.bounds_error)
+    return 0 < decisions < MANY_DECISIONS and (goal.min_snr is not None or not goal.bounds_error)
 
 
 def opened_beside(path: Path) -> Path | None:
     """Makes a copy of a file that is opened before a last SOFTMAX and the like; None where there is none."""
     inside = path.with_suffix(".inside")
     inside.unlink(missing_ok=True)
-    return None if open_outputs(path, inside, centred=True) is None else inside
+    return inside if open_outputs(path, inside, centred=True) else None
 
 
-def _judged_inside(judge: Judge, path: Path, tolerance: Tolerance) -> Verdict | None:
+def _judged_inside(judge: Judge, path: Path) -> Verdict | None:
     """Judges what goes into a last SOFTMAX and the like of a file; None where it does not come to that.
 
     Args:
         judge: Of files rewritten from the opened original.
         path: The file.
-        tolerance: See :attr:`Opening.tolerance`.
     """
     inside = opened_beside(path)
-    verdict = None if inside is None else judge.compare(inside, tolerance=tolerance)
+    verdict = None if inside is None else judge.compare(inside, tolerance=INSIDE)
     return verdict if verdict is not None and verdict.measured else None
 
 
@@ -153,7 +151,6 @@ def figures_of(
     goal: Goal,
     metric: float | None = None,
     *,
-    within: Tolerance = INSIDE,
     strict: bool = False,
 ) -> Figures:
     """Returns what the verdicts on parts of the samples say together.
@@ -163,13 +160,12 @@ def figures_of(
         inside: On what goes into a last SOFTMAX and the like; it counts if it is there for all parts.
         goal: What outputs were judged by.
         metric: The user's own figure.
-        within: What ``inside`` was judged by.
         strict: See :func:`_doubt`.
     """
     hidden = hidden_sure = None
     found = [verdict for verdict in inside if verdict is not None]
     if found and len(found) == len(verdicts):
-        together = merged(found, within)
+        together = merged(found, INSIDE)
         hidden = hidden_sure = math.inf
         for item, noise in zip(together.outputs, noise_of(together), strict=True):
             snr = -10.0 * math.log10(float(noise)) if noise > QUIET else math.inf
@@ -208,7 +204,6 @@ class HoldoutJudge:
     Attributes:
         source: The original.
         opened: The original as it is opened before a last SOFTMAX and the like, where that counts.
-        within: What is judged there by.
         judging: What to judge with.
         goal: What is judged by.
         beside: A judge whose processes are used; it is closed later.
@@ -217,7 +212,6 @@ class HoldoutJudge:
 
     source: str | os.PathLike[str]
     opened: str | os.PathLike[str] | None
-    within: Tolerance
     judging: Judging
     goal: Goal
     beside: Judge
@@ -249,9 +243,8 @@ class HoldoutJudge:
         inside = metric = None
         if verdict.measured:
             metric = self.metric([path]) if self.metric is not None else None
-            if self._inside is not None:
-                inside = _judged_inside(self._inside, path, self.within)
-        return figures_of([verdict], [inside], self.goal, metric, within=self.within, strict=strict)
+            inside = _judged_inside(self._inside, path) if self._inside is not None else None
+        return figures_of([verdict], [inside], self.goal, metric, strict=strict)
 
 
 class MetricProcess:

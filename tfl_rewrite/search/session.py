@@ -119,10 +119,10 @@ class Session:
 
     def judge(self) -> HoldoutJudge:
         """Returns what judges by the inputs that were held out; to be entered once something was measured."""
-        goal, source, trials = self.wanted.goal, self.wanted.frame.source, self.trials
+        goal, source = self.wanted.goal, self.wanted.frame.source
         metric = goal.metric
         figure = MetricProcess(metric, source, [self.far], self.folder) if metric is not None else None
-        return HoldoutJudge(source, trials.inside, trials.within, self.far, goal, trials.judge, figure)
+        return HoldoutJudge(source, self.trials.inside, self.far, goal, self.trials.judge, figure)
 
     def encodings(self) -> Search:
         """Measures what each encoding of each constant costs; returns what finds assignments of them.

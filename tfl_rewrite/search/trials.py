@@ -26,7 +26,7 @@ from tfl_rewrite.options.json_data import shown
 from tfl_rewrite.passes.prune import Prune, PrunedChange
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
 from tfl_rewrite.passes.round_weights import RoundWeights
-from tfl_rewrite.pipeline.copies import Opening, open_outputs
+from tfl_rewrite.pipeline.copies import open_outputs
 from tfl_rewrite.search.basis import Basis, Content, Contents, sites_of, written
 from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal, Objective
@@ -244,7 +244,7 @@ class Trials:
         files: How many files were run.
         prepared: The original as the first passes leave it; None where constants lie otherwise in a file.
         opened: The original as it is opened before a last SOFTMAX and the like; None where there is none.
-        opening: What that gives out.
+        decisions: How many things each call decides there, at least.
         constants: What can be rounded to grids, by position of the buffer; filled by :meth:`prepare_grids`.
         growth: By how many bytes a file grows, less than 0 mostly, by position of the buffer and encoding.
     """
@@ -265,7 +265,7 @@ class Trials:
         self.path = folder / "final.tflite"
         self.files = 0
         self.prepared = self._prepare(folder / "prepared.tflite")
-        self.opened, self.opening = _opened(self.prepared, folder / "opened.tflite")
+        self.opened, self.decisions = _opened(self.prepared, folder / "opened.tflite")
         self.constants: dict[int, Constant] = {}
         self.growth: dict[tuple[int, str], float] = {}
         self._basis = None if self.prepared is None else Basis.of(self.prepared, folder / "basis.tflite")
@@ -576,7 +576,7 @@ class Trials:
                 deflated.append(packed_nbytes(path, self.goal.codec))
         judged = self._judged(paths)
         inside = self._inside(paths, opened) if all(verdict.measured for verdict in judged) else []
-        found = figures_of(judged, inside, self.goal, within=self.within)
+        found = figures_of(judged, inside, self.goal)
         metric = self.metric(paths) if self.metric is not None and found.runs else None
         nbytes, packed = max(sizes), max(deflated, default=0)
         return Measured(
@@ -600,13 +600,7 @@ class Trials:
     def inside(self) -> Source | None:
         """The original as it is opened before a last SOFTMAX and the like, where that counts."""
         original = self.beside or self
-        return original.opened if counts_hidden(self.goal, original.opening) else None
-
-    @property
-    def within(self) -> Tolerance:
-        """What is judged there by."""
-        opening = (self.beside or self).opening
-        return INSIDE if opening is None else opening.tolerance
+        return original.opened if counts_hidden(self.goal, original.decisions) else None
 
     def _inside(self, paths: Sequence[Path], opened: Sequence[Path | None]) -> list[Verdict | None]:
         """Judges what goes into a last SOFTMAX and the like of files, where that counts.
@@ -626,7 +620,7 @@ class Trials:
             return []
         judged = verdicts(
             [
-                self._judge(number, original).begin(path, tolerance=self.within, first=number > 0)
+                self._judge(number, original).begin(path, tolerance=INSIDE, first=number > 0)
                 for number, path in enumerate(files)
             ]
         )
@@ -682,7 +676,7 @@ class Trials:
 
     def _tolerance(self, *, opened: bool) -> Tolerance:
         """What a verdict on the outputs is given by; before a last SOFTMAX only the noise counts."""
-        return self.within if opened else self.goal.tolerance
+        return INSIDE if opened else self.goal.tolerance
 
     def _judged(self, paths: Sequence[Path], *, alone: bool = False) -> list[Verdict]:
         """Judges a file for each part of the inputs, at the same time.
@@ -715,18 +709,18 @@ class Trials:
         return judged
 
 
-def _opened(source: Source | None, path: Path) -> tuple[Source | None, Opening | None]:
+def _opened(source: Source | None, path: Path) -> tuple[Source | None, int]:
     """Writes a copy that is open before a last SOFTMAX and the like; None where there is none.
 
     Returns:
-        The copy, and what it gives out.
+        The copy, and how many things each call decides there, at least.
     """
-    opening = None if source is None else open_outputs(source, path, centred=True)
-    if source is None or opening is None:
-        return None, opening
+    decisions = 0 if source is None else open_outputs(source, path, centred=True)
+    if source is None or not decisions:
+        return None, decisions
     # Constants may have been added, but none moved.
     sizes, made = _sizes(source.model()), Source.open(path)
-    return made if _sizes(made.model())[: len(sizes)] == sizes else None, opening
+    return made if _sizes(made.model())[: len(sizes)] == sizes else None, decisions
 
 
 def _check_fitted(passes: Sequence[Pass]) -> None:
