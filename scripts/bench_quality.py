@@ -120,10 +120,21 @@ def has_old_codes(path: Path) -> bool:
     return any(code.BuiltinCode() < code.DeprecatedBuiltinCode() for code in codes)
 
 
-def judged(judge: Judge, path: Path, point: Point) -> Point:
-    """Measures a file that was made."""
+def judged(judge: Judge, path: Path, point: Point, *, signs: bool = True) -> Point:
+    """Measures a file that was made.
+
+    Args:
+        judge: Of files made from the original.
+        path: The file.
+        point: What is known of it.
+        signs: Whether its signatures are the original's, and not added by who made it.
+    """
     data = path.read_bytes()
     point.nbytes, point.deflated = len(data), len(zlib.compress(data, 9))
+    if not signs:
+        model = load(data)
+        model.signatures.clear()
+        save(model, path, force=True)
     verdict = judge.compare(path, tolerance=Tolerance(min_snr=None))
     broken = [reason for reason in verdict.reasons if "does not run" in reason or "interface" in reason]
     if broken or not verdict.outputs:
@@ -150,6 +161,7 @@ def peer_points(path: Path, inputs: Path, folder: Path, python: str, judge: Judg
     known = [name for name in known if name not in ("dynamic_wi8c_afp32", "dynamic_wi4c_afp32")]
     points: list[Point] = []
     seen: dict[str, Point] = {}
+    signed = bool(load(path).signatures)
     for repair in (False, True) if has_old_codes(path) else (False,):
         place = folder / ("repaired" if repair else "plain")
         place.mkdir(parents=True, exist_ok=True)
@@ -172,7 +184,7 @@ def peer_points(path: Path, inputs: Path, folder: Path, python: str, judge: Judg
                     if key in seen:
                         point = Point(**{**asdict(seen[key]), "recipe": point.recipe})
                     else:
-                        point = seen[key] = judged(judge, made, point)
+                        point = seen[key] = judged(judge, made, point, signs=signed or not repair)
                 made.unlink(missing_ok=True)
                 points.append(point)
     return points
