@@ -63,7 +63,9 @@ def test_verify_asks_for_samples_of_which_a_model_is_less_sure(
     code, text, _ = call(capsys, "verify", *pair, "--require")
     assert code == 3 and f"not proven: made samples do not show {why}; give --inputs" in text
     code, text, _ = call(capsys, "verify", *pair, "--require", "--json")
-    assert code == 3 and json.loads(text)["not_judged"] == [why]
+    facts = json.loads(text)
+    assert code == 3 and facts["not_judged"] == [why]
+    assert facts["not_proven"] == f"made samples do not show {why}; give --inputs"
     # Its own are enough: the verdict says what it rests on.
     np.savez(tmp_path / "given.npz", x=np.eye(8, dtype=np.float32)[:, None])
     code, text, _ = call(capsys, "verify", *pair, "--require", "--inputs", tmp_path / "given.npz")

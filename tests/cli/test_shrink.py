@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfl_rewrite import Goal, save, shrink
+from tfl_rewrite import Goal, load, save, shrink
 from tfl_rewrite.cli.commands.shrink import goal_of
 from tfl_rewrite.cli.parser import parser
 from tfl_rewrite.errors import UsageError
@@ -185,6 +185,35 @@ def test_nothing_is_promised_where_no_output_says_anything(tmp_path: Path) -> No
     done = run(tmp_path / "in.tflite", tmp_path / "out.tflite", "--min-snr", "30", *QUICK)
     assert done.returncode == 0 and "UNVERIFIED" in done.stdout
     assert "SNR promised: none: encodings were chosen by size alone; give --inputs" in done.stdout
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("count", [8, 2])
+def test_what_equal_or_few_samples_tell_is_called_what_it_is(
+    count: int, fixtures: Path, tmp_path: Path
+) -> None:
+    source = fixtures / "digits_cnn.tflite"
+    (given,) = load(source).subgraphs[0].inputs
+    shape = (count, *(given.shape or ())[1:])
+    values = np.random.default_rng(0).random(shape, np.float32)
+    np.savez(tmp_path / "in.npz", **{given.name: values[:1].repeat(8, axis=0) if count == 8 else values})
+    words = (
+        "--min-snr",
+        "30",
+        "--effort",
+        "fast",
+        "--encodings",
+        "int8",
+        "--inputs",
+        str(tmp_path / "in.npz"),
+    )
+    done = run(source, tmp_path / "out.tflite", *words)
+    assert done.returncode == 0
+    if count == 8:
+        # They are all the same, and what the search saw of them says nothing of others.
+        assert "UNVERIFIED" in done.stdout and "SNR promised: none" in done.stdout
+    else:
+        assert ", the file on the same inputs " in done.stdout and "held-out inputs" not in done.stdout
 
 
 @pytest.mark.runtime

@@ -95,8 +95,7 @@ class ShrinkReport(JsonData):
         if self.promised is None or self.proven is None:
             return None
         found = [item for item in (self.promised.sure, self.proven_sure) if item is not None]
-        least = min(found, default=None)
-        return None if self.proven.cause == "nothing" and least == math.inf else least
+        return None if self.proven.cause == "nothing" else min(found, default=None)
 
     @property
     @computed("promised_snr_db", made=finite(3), after="goal")

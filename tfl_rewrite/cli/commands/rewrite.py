@@ -151,6 +151,8 @@ def verify_files(arguments: argparse.Namespace) -> int:
         found = blame(arguments.before, arguments.after, judging)
     facts = {**verdict.to_dict(), "verdicts": [one.to_dict() for one in verdict.each]}
     facts |= {"blame": found.to_dict()} if found else {}
+    why = unproven(verdict) if arguments.require else ""
+    facts |= {"not_proven": why} if why else {}
     with SideFiles(arguments) as side:
         side.add_json(arguments.report, lambda: {"schema": 1, **facts})
         _add_node_data(side, arguments.blame_out, found)
@@ -165,7 +167,7 @@ def verify_files(arguments: argparse.Namespace) -> int:
         lines.append(f"next: {real}--blame shows where the error enters and grows")
     if verdict.cause == "interface" and not judging.retyped:
         lines.append("next: --retyped compares real values where types alone differ, as after quantize --io")
-    if why := unproven(verdict) if arguments.require else "":
+    if why:
         lines.append(f"not proven: {why}")
     show(arguments, lambda: {"schema": 1, **facts}, lambda: lines)
     if verdict.status == "unverified" or why:

@@ -157,7 +157,8 @@ def _promise(report: ShrinkReport) -> str:
     likely = ""
     if report.expected_snr != report.promised_snr:
         likely = f"likely {_snr(report.expected_snr)}: "
-    return f"SNR promised: {_snr(report.promised_snr)} ({likely}search {found}, held-out inputs {proven})"
+    others = "held-out inputs" if report.split.held_out else "the file on the same inputs"
+    return f"SNR promised: {_snr(report.promised_snr)} ({likely}search {found}, {others} {proven})"
 
 
 def _less_chance(snr: float | None, sure: float | None) -> str:
