@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.search.clock import Clock
 from tfl_rewrite.search.goals import Goal
-from tfl_rewrite.search.holdout_judge import Figures, counts_hidden, figures_of
+from tfl_rewrite.search.holdout_judge import Figures, HoldoutJudge, counts_hidden, figures_of
 from tfl_rewrite.search.search import Search
 from tfl_rewrite.search.trials import Measured
 
@@ -87,6 +88,21 @@ def test_held_out_samples_that_happen_to_agree_tell_no_more_than_so_many_do() ->
     assert doubt > 4 and figures_of([unlike], [None], goal, strict=True).sure == pytest.approx(32.0 - doubt)
     # Nothing is chance where that was not asked for.
     assert strict.missing(replace(goal, sure=False)) == pytest.approx(-2.0)
+
+
+def test_a_file_that_was_chosen_among_many_is_judged_strictly_by_held_out_samples() -> None:
+    alike = verdict({"snr_db": 32.0, "samples": 2, "energies": ((1.0, 0.001), (2.0, 0.002))})
+
+    class Judge:
+        def compare(self, _path: Path, *, tolerance: Tolerance) -> Verdict:
+            assert tolerance.min_snr == 30.0
+            return alike
+
+    judge = HoldoutJudge.__new__(HoldoutJudge)
+    stand_in: Any = Judge()
+    judge.goal, judge.metric, judge._judge, judge._inside = Goal(min_snr=30.0), None, stand_in, None
+    assert judge.evaluate(Path("any")).missing(judge.goal) == pytest.approx(1.0)
+    assert judge.evaluate(Path("any"), strict=False).missing(judge.goal) == pytest.approx(-2.0)
 
 
 def test_held_out_samples_tell_of_what_is_hidden_no_more_than_so_many_do() -> None:

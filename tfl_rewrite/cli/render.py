@@ -238,14 +238,14 @@ def _finer_lines(report: Report, verbose: int) -> list[str]:
     """Names the constants that are stored finer than was asked for, and why."""
     if report.refused is None:
         return []
-    first, *rest = "; ".join(report.refused.reasons).split("; ")
-    why = safe("; ".join([first, *rest]), limit=300)
+    told = "; ".join(report.refused.reasons)
+    why = safe(told, limit=300)
+    first, *rest = told.split("; ")
     if rest and not verbose:
         # The first is the ratio of an output; what it lost besides comes of the same.
         why = f"{safe(first, limit=120)} ({counted(len(rest), 'more reason')} with -v)"
     # Such as of inputs that are not finite, which may be the reason; a verdict on what was made has its own.
-    told = report.refused.notes if report.verdict is None else ()
-    notes = noted(told, verbose)
+    notes = noted(report.refused.notes if report.verdict is None else (), verbose)
     if not report.finer:
         return [f"as asked for, it failed: {why}", *notes]
     forms = Counter(item.form for item in report.finer)
