@@ -59,6 +59,7 @@ def test_failures_are_rows_and_the_rest_is_done(
     assert call(*options, "-v") == 5
     said = capsys.readouterr().out
     assert "dense.tflite" in said and "3 files: 1 refused, 2 rewritten" in said
+    assert "verified: 2 pass (made samples)" in said
     assert "text.tflite: exit 5:" in said
     # The same bytes as the single command makes.
     single = tmp_path / "single.tflite"

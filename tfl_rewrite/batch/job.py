@@ -150,6 +150,7 @@ def _figures(report: Report | None) -> dict[str, Any]:
         "verdict": verdict.status if verdict is not None else None,
         "snr_db": None if worst is None else "inf" if worst == float("inf") else round(worst, 3),
         "unverified": report.unverified,
+        "assumed": ", ".join(verdict.assumed) if verdict is not None else None,
         "sample_source": verdict.sample_source if verdict is not None else None,
     }
 

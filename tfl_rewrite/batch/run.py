@@ -41,6 +41,7 @@ COLUMNS = (
     "nbytes_before",
     "nbytes_after",
     "verdict",
+    "assumed",
     "sample_source",
     "snr_db",
     "seconds",

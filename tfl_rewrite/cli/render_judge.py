@@ -79,7 +79,8 @@ def _furthest(outputs: Sequence[OutputComparison]) -> str:
     parts = []
     if worst.snr_db is not None and math.isfinite(worst.snr_db):
         share = 100 * 10 ** (-worst.snr_db / 20)
-        parts.append(f"is off by {share:.2g} % of its size (SNR {worst.snr_db:.1f} dB)")
+        told = f"{share:.2g} %" if share >= 0.001 else "less than 0.001 %"
+        parts.append(f"is off by {told} of its size (SNR {worst.snr_db:.1f} dB)")
     elif worst.max_abs_error is not None:
         steps = " steps" if worst.unit == "steps" else ""
         parts.append(f"is off by {worst.max_abs_error:.4g}{steps} at most")

@@ -254,7 +254,8 @@ def _frozen(tally: OutputTally, tolerance: Tolerance, kernels: Kernels | None) -
     untold = [_one_value_moves(found, axis) for axis, found in lonely.items() if found.any()]
     few = [sums for sums in tally.channels.values() if sums is not None and sums.count <= _TOO_FEW]
     if few and not tally.bit_exact:
-        untold.append(f"channels: {few[0].count} values of each tell too little")
+        values = "1 value" if few[0].count == 1 else f"{few[0].count} values"
+        untold.append(f"channels: {values} of each tell too little")
     return _Frozen(axes, "; ".join(untold) or None)
 
 

@@ -81,7 +81,7 @@ def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
     if before:
         lines.append(f"done: {size(before)} -> {size(after)} bytes ({100 * after / before:.1f} %)")
     ratios = [row["snr_db"] for row in summary.rows if row.get("snr_db") is not None]
-    verdicts = Counter(row.get("verdict") or "unverified" for row in summary.rows if not row["exit_code"])
+    verdicts = Counter(_verdict(row) or "unverified" for row in summary.rows if not row["exit_code"])
     if verdicts:
         told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
         least = min(map(float, ratios), default=None)
@@ -89,6 +89,12 @@ def summary_lines(summary: Summary, out: Path, *, verbose: int) -> list[str]:
         lines.append(f"verified: {told}" + ("" if least is None else f"; {worst}"))
     lines.append(f"next: {safe(str(out / 'summary.json'))} and summary.csv have each file; so has -v")
     return lines
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """Returns the status and what it rests on; nothing where there is none."""
+    assumed = row.get("assumed")
+    return (row.get("verdict") or "") + (f" ({safe(assumed)})" if assumed else "")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -101,7 +107,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         size(before) if before else "",
         size(after) if after else "",
         ratio,
-        row.get("verdict") or ("unverified" if row.get("unverified") else ""),
+        _verdict(row) or ("unverified" if row.get("unverified") else ""),
         "" if snr is None else decibels(float(snr)),
         f"{row['seconds']:.1f}" if "seconds" in row else "",
     )
