@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite.errors import FileAccessError, TflRewriteError, UnsupportedError, UsageError
+from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.search.anytime import Anytime
 from tfl_rewrite.search.clock import Clock
@@ -229,16 +230,16 @@ def nbytes_of(standing: Standing) -> int:
 def test_more_time_never_makes_a_larger_file(bound: float, load: float) -> None:
     """Nor is any larger than the smallest of one encoding that keeps the bound."""
     goal = Goal(min_snr=bound)
-    least, sizes, files = smallest(World(goal)), [], []
+    least, sizes, fits = smallest(World(goal)), [], []
     for limit in (0.001, 5.0, 20.0, 60.0, 160.0, 320.0, None):
         world = World(goal, limit, load=load)
         standing = world.run()
         assert standing.found.proven is not None and standing.found.proven.missing(goal) <= 0
         assert standing.is_ended is (limit is not None and world.day > limit)
         sizes.append(nbytes_of(standing))
-        files.append(world.files)
+        fits.append([way for _, way in world.ran].count(Rounding.FITTED))
     assert max(sizes) <= least
-    assert sizes == sorted(sizes, reverse=True) and files == sorted(files)
+    assert sizes == sorted(sizes, reverse=True) and fits == sorted(fits)
     assert sizes[-1] < least
 
 
@@ -319,12 +320,13 @@ def test_one_plain_file_is_enough_before_others_are_fitted() -> None:
         world = World(goal, limit)
         standing = world.run()
         ways = [way for _, way in world.ran[1:]]
-        fitted = next(step.files for step in standing.steps if step.step.endswith("fitted to inputs"))
+        fitted = next(step for step in standing.steps if step.step.endswith("fitted to inputs"))
         plain = next(step for step in standing.steps if step.step.endswith("for all weights"))
         assert plain.nbytes is not None and plain.nbytes < ORIGINAL
-        assert ways[plain.files - 1] is Rounding.FITTED
+        fits = ways[plain.files - 1 : fitted.files - 1]
+        assert fits[0] is Rounding.FITTED
         assert nbytes_of(standing) <= smallest(World(goal))
-        tried.append(fitted - plain.files)
+        tried.append(fits.count(Rounding.FITTED))
     assert tried[0] > tried[1] > 0
 
 
@@ -342,6 +344,43 @@ def test_fitted_files_get_more_time_but_not_any_amount(load: float, fits: bool) 
         ["mixtures of two encodings"] if fits else ["one encoding, fitted to inputs"]
     )
     assert world.clock.overrun > 0
+
+
+class CoarseBlocks(World):
+    """Blocks and one scale are worth much less than elsewhere."""
+
+    def noise_of(self, position: int, form: Any, rounding: Rounding) -> float:
+        worse = 30.0 if form.granularity is not Granularity.CHANNEL else 1.0
+        return worse * super().noise_of(position, form, rounding)
+
+
+class Branches(World):
+    """Whatever is coarse by chance takes another branch, which leaves as much of the outputs as any other."""
+
+    def snr(self, choice: Mapping[int, Any], rounding: Rounding) -> float:
+        texts = {(form.text, rounding) for form in choice.values()}
+        fitted = {(text, Rounding.FITTED) for text in ("int8:channel:dequantize", "int6:channel:dequantize")}
+        plain = {("int6:block:dequantize", Rounding.PLAIN), ("int4:channel:dequantize", Rounding.PLAIN)}
+        return 1.5 if texts & (fitted | plain) else super().snr(choice, rounding)
+
+
+@pytest.mark.parametrize("limit", [0.001, 30.0])
+@pytest.mark.parametrize("bound", [24.0, 27.0, 30.0, 36.0])
+def test_files_that_keep_less_than_their_worth_hide_no_others(bound: float, limit: float) -> None:
+    """Nor past the limit."""
+    goal = Goal(min_snr=bound)
+    for gain in (2.0, 6.0, 12.0):
+        least = smallest(CoarseBlocks(goal, gain=gain))
+        assert nbytes_of(CoarseBlocks(goal, limit, gain=gain).run()) <= least
+
+
+@pytest.mark.parametrize("limit", [0.001, 30.0, None])
+@pytest.mark.parametrize("bound", [24.0, 30.0, 36.0])
+def test_what_is_decided_otherwise_tells_nothing_of_others(bound: float, limit: float | None) -> None:
+    goal = Goal(min_snr=bound)
+    steps = Branches(goal, limit).run().steps
+    fitted = next(step.nbytes for step in steps if step.step.endswith("fitted to inputs"))
+    assert fitted is not None and fitted <= smallest(Branches(goal))
 
 
 def test_the_original_keeps_what_nothing_else_keeps() -> None:

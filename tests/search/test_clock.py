@@ -65,14 +65,23 @@ def test_what_must_be_done_gets_more_time_but_not_any_amount() -> None:
         # Others take the processor: that is not the search's fault.
         hands.day = 120.0
         assert not clock.is_past()
-        hands.work = 42.0
+        hands.work = 72.0
         assert clock.is_past()
+        # What is under way has more.
+        with clock.extended(begun=True):
+            with clock.extended():
+                assert not clock.is_past()
+            hands.work = 102.0
+            assert clock.is_past()
+        hands.work = 70.0
+        assert not clock.is_past()
+        hands.work = 72.0
     assert clock.is_past()
     assert clock.left == -110.0
     waiting = hands.clock(10.0)
     with waiting.extended():
         assert not waiting.is_past()
-        hands.day += 131.0
+        hands.day += 191.0
         assert waiting.is_past()
 
 

@@ -3,18 +3,18 @@
 First comes the original, which keeps every bound on the error. Then files whose weights all have one
 encoding: plainly rounded until one keeps the bounds, then fitted to inputs; those that may well be smaller
 than the best file so far are made whatever the time. Then mixtures of the two between which the bounds lie;
-then what the noise of single constants says, of two encodings and of all; last, weights are rounded in order.
-Each step depends on what was measured, and the clock only ends them: more time adds steps.
+then what the noise of single constants says, of two encodings and of all; last, weights are rounded in
+order. Each step depends on what was measured, and the clock only ends them: more time adds steps.
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 
 from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.search.clock import TimeIsUp
@@ -24,17 +24,17 @@ from tfl_rewrite.search.session import Session
 from tfl_rewrite.search.settle import EXACT_DB, ORDERED_TRIES, in_order, settle
 from tfl_rewrite.search.standing import Found, Standing
 from tfl_rewrite.search.trials import UNMADE, Measured, Rounding
-from tfl_rewrite.search.uniform import Uniform, uniform_files
+from tfl_rewrite.search.uniform import Told, Uniform, uniform_files
 from tfl_rewrite.search.units import KEPT, Form, Option
 
-_EXPECTED_GAIN = 8.0
-"""By how many dB fitting lowers the noise, before any file tells."""
 _HOPES = {Rounding.PLAIN: 15.0, Rounding.FITTED: 10.0, Rounding.IN_ORDER: 0.0}
 """A file that is expected to miss the bounds by more dB than that is not made."""
 _LATE_HOPE = 7.0
-"""Nor, once the time is up, by more than that: by 5 dB expectations were off, and no mixture comes then."""
+"""Nor fitted, once the time is up, by more than that: by 5 dB expectations were off, and no mixture comes."""
 _FAR = 12.0
 """Where the best is more dB above the bounds, what two bits are worth, there should be something between."""
+_SURE = 5.0
+"""A file that is expected to keep the bounds by more dB without being fitted is not fitted for that."""
 _HOPED_SNR = 3.0
 """Where only the size is bound: nor one that is expected to be worse than the best by so many dB."""
 ESTIMATED = 1.05
@@ -91,6 +91,8 @@ class Anytime:
         self._step("two encodings, constants measured", self._two)
         self._step("all encodings, constants measured", self._all)
         self._step("weights rounded in order", self._ordered)
+        if self.standing.is_ended and plain is not Rounding.FITTED:
+            self._look_again()
         return self.standing.found
 
     def _step(self, name: str, work: Callable[[], object]) -> None:
@@ -114,21 +116,31 @@ class Anytime:
             finished = True
         standing.close(name, self.opened.trials.files, finished=finished)
 
-    def _walk(self, rounding: Rounding, hope: float | None = None, *, once: bool = False) -> None:
+    def _walk(
+        self, rounding: Rounding, hope: float | None = None, *, once: bool = False, last: bool = False
+    ) -> None:
         """Makes what may be better than the best so far, the likeliest first, until nothing is likely.
 
         Args:
             rounding: Of the weights.
             hope: What is expected to miss the bounds by more dB is not made; see :data:`_HOPES`.
             once: Whether one that keeps the bounds is enough.
+            last: Whether nothing comes after, as once the time is up: before a file is fitted, the plain one
+                is made, which is as large, takes little, and tells most about what fitting comes to.
         """
-        clock, bounded = self.opened.clock, self.standing.goal.bounds_error
+        clock, bounded, fits = self.opened.clock, self.standing.goal.bounds_error, self.opened.trials.can_fit
         number = 0
-        while (picked := self._next(rounding, hope)) is not None:
-            if number and rounding is Rounding.FITTED and self.opened.trials.can_fit:
-                clock.check()
+        while (picked := self._next(rounding, hope, last := last or clock.left <= 0)) is not None:
+            way = rounding
+            if rounding is Rounding.FITTED and fits:
+                sure = bounded and self._expected(picked, Rounding.PLAIN) < -_SURE
+                if (last or sure) and Rounding.PLAIN not in picked.missing:
+                    way = Rounding.PLAIN
+                elif number:
+                    clock.check()
             self.opened.progress("trying one encoding for all", number, len(self.uniforms))
-            self._try(picked, rounding)
+            with clock.extended(begun=True):
+                self._try(picked, way)
             number += 1
             best = self.standing.found.promised
             if once and bounded and best is not None and best.choice:
@@ -143,15 +155,31 @@ class Anytime:
             with self.opened.clock.extended():
                 self.opened.clock.check()
                 self._walk(Rounding.FITTED)
+                self._walk(Rounding.PLAIN, 0.0)
+                goal, best = self.standing.goal, self.standing.found.promised
+                if goal.bounds_error and goal.in_db and best is not None and best.missing(goal) < -_FAR:
+                    # Coarse files tell little of finer ones there: an embedding loses all or nothing.
+                    self._walk(Rounding.PLAIN)
+                    self._walk(Rounding.FITTED, last=True)
         except TimeIsUp:
             self._walk(Rounding.PLAIN)
             raise
-        self._walk(Rounding.PLAIN, 0.0)
-        goal, best = self.standing.goal, self.standing.found.promised
-        if goal.bounds_error and goal.in_db and best is not None and best.missing(goal) < -_FAR:
-            # Coarse files tell little of finer ones there: an embedding loses all or nothing.
-            self._walk(Rounding.PLAIN)
-            self._walk(Rounding.FITTED)
+
+    def _look_again(self) -> None:
+        """Makes what may still be smaller, once the time ended what else was to find that."""
+        clock, trials = self.opened.clock, self.opened.trials
+        files, finished = trials.files, False
+        with contextlib.suppress(TimeIsUp), clock.extended():
+            clock.check()
+            self._walk(Rounding.FITTED, last=True)
+            best = self.standing.found.promised
+            for item in self.uniforms:
+                # Fitted, biases take mean errors back, which are stored more often then.
+                if best is not None and item.choice == best.choice and Rounding.PLAIN not in item.missing:
+                    self._try(item, Rounding.PLAIN)
+            finished = True
+        if trials.files > files:
+            self.standing.close(_FITTED, trials.files, finished=finished)
 
     def _try(self, item: Uniform, rounding: Rounding) -> None:
         try:
@@ -165,13 +193,13 @@ class Anytime:
         # Where nothing differs, others may be much coarser.
         item.missing[rounding] = max(missing, -EXACT_DB)
 
-    def _next(self, rounding: Rounding, hope: float | None) -> Uniform | None:
+    def _next(self, rounding: Rounding, hope: float | None, last: bool) -> Uniform | None:
         """Returns the file to make next: the smallest that is expected to do, or what is nearest to that."""
         best, goal = self.standing.found.promised, self.standing.goal
         # With a size alone, what is looked for is less error than the best has.
         least = 0.0 if goal.bounds_error else math.inf if best is None else -snr_of(best)
         open_ = [
-            (self._expected(item, rounding), number, item)
+            (self._expected(item, rounding, alike=last), number, item)
             for number, item in enumerate(self.uniforms)
             if rounding not in item.missing and self._may_win(item)
             if rounding is not Rounding.FITTED
@@ -183,9 +211,12 @@ class Anytime:
             return min(doing, key=lambda item: item.nbytes)
         if hope is None:
             hope = _HOPES[rounding] if goal.bounds_error else _HOPED_SNR
+        late = hope
         if rounding is Rounding.FITTED and self.opened.trials.can_fit and self.opened.clock.left <= 0:
-            hope = min(hope, _LATE_HOPE)
-        hoped = [each for each in open_ if each[0] <= least + hope]
+            late = min(hope, _LATE_HOPE)
+        hoped = [
+            each for each in open_ if each[0] <= least + (late if Rounding.PLAIN in each[2].missing else hope)
+        ]
         return min(hoped)[2] if hoped else None
 
     def _may_win(self, item: Uniform) -> bool:
@@ -207,48 +238,13 @@ class Anytime:
             item.expected = cost = exact if exact < best.cost else math.inf
         return cost < best.cost * ESTIMATED
 
-    def _expected(self, item: Uniform, rounding: Rounding) -> float:
-        """By how many dB a file is expected to miss the bounds.
+    def _expected(self, item: Uniform, rounding: Rounding, *, alike: bool = False) -> float:
+        """By how many dB a file is expected to miss the bounds."""
+        return self._told.missing(item, rounding, self.standing.gap, alike=alike)
 
-        That is told by the file that is the most alike; where one is known on the other side, too, by both.
-        """
-        goal = self.standing.goal
-        fitting = rounding is Rounding.FITTED and self.opened.trials.can_fit
-        known = sorted(
-            (
-                item.is_hybrid is not other.is_hybrid,
-                abs(item.nominal - other.nominal),
-                way is not rounding,
-                number,
-                missing - (self._gain() if fitting and way is not rounding else 0.0),
-            )
-            for number, other in enumerate(self.uniforms)
-            for way, missing in other.missing.items()
-            if math.isfinite(missing)
-        )
-        if not known:
-            return (goal.min_snr if goal.min_snr is not None else 30.0) + 8.0 - item.nominal
-        unlike, _, _, number, missing = known[0]
-        if goal.bounds_error and not goal.in_db and missing <= 0:
-            # What is bounded does not say how much coarser it may be.
-            return 0.0
-        finer = item.nominal - self.uniforms[number].nominal
-        told = missing - finer
-        for other_kind, _, _, number, end in known:
-            span = self.uniforms[number].nominal - item.nominal + finer
-            if other_kind is unlike and abs(span) > abs(finer) > 0 and (span > 0) is (finer > 0):
-                told = missing + (end - missing) * finer / span
-                break
-        return told + (self.standing.gap if goal.bounds_error else 0.0)
-
-    def _gain(self) -> float:
-        """By how many dB fitting lowers the noise; one file that was tried does not tell alone."""
-        found = [
-            item.missing[Rounding.PLAIN] - item.missing[Rounding.FITTED]
-            for item in self.uniforms
-            if Rounding.PLAIN in item.missing and Rounding.FITTED in item.missing
-        ]
-        return median([_EXPECTED_GAIN, *(gain for gain in found if math.isfinite(gain))])
+    @property
+    def _told(self) -> Told:
+        return Told(self.uniforms, self.standing.goal, self.opened.trials.can_fit)
 
     def _mixed(self) -> None:
         """Gives some weights of the best file the encoding of a smaller one that misses the bounds."""
@@ -290,7 +286,7 @@ class Anytime:
         for item, rounding in itertools.product(self.uniforms, Rounding):
             missing, cost = item.refused.get(rounding, math.inf), item.cost()
             if 0 < missing < math.inf and cost is not None and cost < best.cost:
-                won = self._gain() if fitted and rounding is not Rounding.FITTED else 0.0
+                won = self._told.gain() if fitted and rounding is not Rounding.FITTED else 0.0
                 missing = max(missing - won, _LEAST_MISSING)
                 # What spares most for its noise changes first, so what is spared grows like a root.
                 spared = (best.cost - cost) * math.sqrt(_share(self.standing.missing, missing))
