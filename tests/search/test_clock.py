@@ -83,6 +83,10 @@ def test_what_must_be_done_gets_more_time_but_not_any_amount() -> None:
         assert not waiting.is_past()
         hands.day += 191.0
         assert waiting.is_past()
+        with waiting.extended(begun=True):
+            assert not waiting.is_past()
+            hands.day += 90.0
+            assert waiting.is_past()
 
 
 def test_what_ends_in_the_middle_is_what_may_be_left_out() -> None:

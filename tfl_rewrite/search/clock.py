@@ -13,11 +13,13 @@ class TimeIsUp(Exception):
     """The time limit was reached."""
 
 
-_MORE_SECONDS, _MORE_WORK, _BEGUN_WORK = 180.0, 60.0, 90.0
-"""What must not be left out may take so long beyond the time limit, and so many seconds of this processor.
+_MORE_SECONDS, _MORE_WORK = 180.0, 60.0
+"""What must not be left out may take so long beyond the time limit, and so many seconds of this processor."""
+_BEGUN = 1.5
+"""So much of both has what began in them: given up, it was for nothing.
 
-It may begin until the second, and has the third to end: what is given up was for nothing. A face model of 4
-MB takes 15 to 45 seconds for each file that is fitted, and the third one is the first to keep its bounds.
+A face model of 4 MB takes 15 to 45 seconds of processor time for each file that is fitted, and the third is
+the first to keep its bounds.
 """
 
 
@@ -88,8 +90,8 @@ class Clock:
             return late > 0
         if self._worked is None:
             self._worked = self.work()
-        most = _BEGUN_WORK if self._begun else _MORE_WORK
-        return late > _MORE_SECONDS or self.work() - self._worked > most
+        share = _BEGUN if self._begun else 1.0
+        return late > _MORE_SECONDS * share or self.work() - self._worked > _MORE_WORK * share
 
     def interrupt(self) -> None:
         """Raises :class:`TimeIsUp` in the middle of what is :meth:`interruptible`, like :meth:`check`."""
