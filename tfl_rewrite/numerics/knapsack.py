@@ -40,15 +40,20 @@ def solve(costs: Float64, noises: Float64, allowed: float) -> list[int]:
     weight = np.ones(noises.shape[2])
     best: npt.NDArray[np.intp] | None = None
     best_cost = math.inf
+    # Few choices are met again and again while prices come closer.
+    keeps: dict[bytes, bool] = {}
     for _ in range(_WEIGHINGS if weight.size > 1 else 1):
         low, high = -60.0, 120.0
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             picked = _picked(costs, noises, weight * math.exp(middle))
-            if total_of(noises, picked).max(initial=0.0) > allowed:
-                low = middle
-            else:
+            key = picked.tobytes()
+            if key not in keeps:
+                keeps[key] = bool(total_of(noises, picked).max(initial=0.0) <= allowed)
+            if keeps[key]:
                 high = middle
+            else:
+                low = middle
         picked = _picked(costs, noises, weight * math.exp(high))
         total = total_of(noises, picked)
         if total.max(initial=0.0) <= allowed:
@@ -89,7 +94,7 @@ def _cheaper(
 
 
 def _picked(costs: Float64, noises: Float64, price: Float64) -> npt.NDArray[np.intp]:
-    found: npt.NDArray[np.intp] = np.argmin(costs + noises @ price, axis=1)
+    found: npt.NDArray[np.intp] = (costs + noises @ price).argmin(axis=1)
     return found
 
 
