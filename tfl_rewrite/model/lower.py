@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tfl_rewrite.errors import InvariantError
-from tfl_rewrite.flatbuf.record import INT32, Kind, Record, ScalarVector
+from tfl_rewrite.flatbuf.record import INT32, Record, ScalarVector
 from tfl_rewrite.flatbuf.writer import FilePosition
 from tfl_rewrite.model.ir import (
     Buffer,
@@ -230,16 +230,14 @@ def _code(item: OperatorCode) -> Record:
 
 def _with(record: Record, **fields: Any) -> Record:
     """Sets fields by the rule of presence (see the module)."""
-    changes = {}
+    by_name, values = record.spec.by_name, dict(record.values)
     for name, value in fields.items():
-        spec = record.spec.by_name[name]
-        present = name in record
-        if spec.kind is Kind.SCALAR and value == spec.default and not present:
-            continue
-        if value is None and not present:
-            continue
-        changes[name] = value
-    return record.replace(**changes)
+        default = by_name[name].default
+        if value is None:
+            values.pop(name, None)
+        elif default is None or name in values or value != default:
+            values[name] = value
+    return Record(record.spec, values, unknown=record.unknown, offset=record.offset)
 
 
 def _list(record: Record, name: str, items: list[Record]) -> list[Record] | None:
