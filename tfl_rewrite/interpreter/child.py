@@ -147,15 +147,16 @@ class Channel:
         self._stream = os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)
 
-    def send(self, message: dict[str, Any], arrays: Iterable[Packed] = ()) -> None:
-        """Sends a message and the arrays behind it."""
+    def send(self, message: dict[str, Any], arrays: Iterable[Packed] = (), *, more: bool = False) -> None:
+        """Sends a message and the arrays behind it; with what follows, where ``more`` does at once."""
         packed = list(arrays)
         line = {**message, "arrays": [facts for facts, _ in packed]} if packed else message
         self._stream.write(json.dumps(line).encode() + b"\n")
         for _, blobs in packed:
             for blob in blobs:
                 self._stream.write(blob)
-        self._stream.flush()
+        if not more:
+            self._stream.flush()
 
 
 # -- the interpreter -------------------------------------------------------------------------------------
@@ -401,7 +402,8 @@ class Service:
         """Runs all calls of a list, or some; sends what each gives. The model is closed then."""
         opened = self._load(request)
         steps = json.loads(Path(request["steps"]).read_text(encoding="utf-8"))
-        for number, position in enumerate(request.get("only") or range(len(steps))):
+        asked = request.get("only") or range(len(steps))
+        for number, position in enumerate(asked):
             step = steps[position]
             self._enter("running", step=number)
             values = _loaded(step["inputs"])
@@ -417,7 +419,9 @@ class Service:
                     raise
                 self._emit({"dropped": number, "reason": _told(error)})
                 break
-            self._send_call(number, results, time.thread_time() - began)
+            # Before the model is closed, which may end the process, all that it gave is with the parent.
+            more = number + 1 < len(asked)
+            self._send_call(number, results, time.thread_time() - began, more=more)
         self._opened = None
         return {}, []
 
@@ -498,7 +502,9 @@ class Service:
             raise ValueError("no model is open")
         return self._opened
 
-    def _send_call(self, number: int, results: list[Any], seconds: float = 0.0) -> None:
+    def _send_call(
+        self, number: int, results: list[Any], seconds: float = 0.0, *, more: bool = False
+    ) -> None:
         """What one call gave, and its processor time; a text instead of an output: why it is unreadable."""
         errors = [result if isinstance(result, str) else None for result in results]
         arrays = [
@@ -506,7 +512,7 @@ class Service:
             for place, result in enumerate(results)
             if not isinstance(result, str)
         ]
-        self._emit({"ran": number, "unreadable": errors, "cpu": seconds}, arrays)
+        self._emit({"ran": number, "unreadable": errors, "cpu": seconds}, arrays, more=more)
 
     def _enter(self, stage: str, **where: Any) -> None:
         # Sent before the work, so that the parent knows where a process that died had come to.
@@ -516,14 +522,14 @@ class Service:
     def _load(self, request: dict[str, Any], *, keeps_tensors: bool = False) -> Opened:
         key = (request["model"], request["resolver"], request["threads"], keeps_tensors)
         if self._opened is not None and self._opened.key == key:
-            self._emit({"facts": self._opened.facts})
+            self._emit({"facts": self._opened.facts}, more=True)
             return self._opened
         self._opened = None
         self._enter("opening")
         interpreter = self._runtime.build(*key)
         operators = self._interface.operators_of(interpreter)
         facts = self._interface.describe(interpreter, operators)
-        self._emit({"facts": facts})
+        self._emit({"facts": facts}, more=True)
         self._enter("allocating")
         interpreter.allocate_tensors()
         self._opened = Opened(key, interpreter, operators, facts)
