@@ -92,3 +92,18 @@ def test_files_at_the_same_time_get_the_verdicts_that_they_get_alone(
             assert [verdict.status for verdict in found] == ["pass", "fail"]
             alone = second.compare(files[1])
             assert (found[1].cause, found[1].reasons) == (alone.cause, alone.reasons)
+
+
+@pytest.mark.slow
+def test_a_run_beside_which_something_fails_is_ended(tmp_path: Path) -> None:
+    settings = Judging(runtime=fake_runtime.install(tmp_path), timeout=3, tolerance=EXACT)
+    before = fake_runtime.model(tmp_path / "a")
+    hangs = fake_runtime.model(tmp_path / "b", running=[{"sleep": 60}])
+    with Judge(before, settings) as judge:
+        assert judge.compare(before).status == "pass"
+        pending = judge.begin(before)
+        assert pending.meanwhile(lambda: 7) == 7 and pending.verdict().status == "pass"
+        pending = judge.begin(hangs)
+        with pytest.raises(KeyError):
+            pending.meanwhile(lambda: {}["what is not there"])
+        assert judge.compare(before).status == "pass"

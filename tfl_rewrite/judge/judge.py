@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from tfl_rewrite.interpreter.child import load_array
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts, quoted
@@ -33,6 +34,8 @@ from tfl_rewrite.judge.verdict import (
 )
 from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.samples.inputs import expand_paths
+
+T = TypeVar("T")
 
 
 @frozen(kw_only=True)
@@ -480,6 +483,17 @@ class Pending:
         tallying = Tallying(reference)
         worker.begin(request, on_ran=tallying.take)
         self._run = worker, reference, tallying
+
+    def meanwhile(self, work: Callable[[], T]) -> T:
+        """Returns what some other work comes to, which is done while the file is run.
+
+        No judge is asked in it. The processes are ended where it fails: nobody is going to wait for them.
+        """
+        try:
+            return work()
+        except BaseException:
+            self._judge.rest()
+            raise
 
     def wait(self) -> None:
         """Waits for the run. It must have ended before a verdict is asked for on another file."""

@@ -23,7 +23,7 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.interface import Array
 from tfl_rewrite.interpreter.process import death_of
 from tfl_rewrite.judge.compare import merged
-from tfl_rewrite.judge.judge import Judge, RunResult, run_model
+from tfl_rewrite.judge.judge import Judge, RunResult, run_model, verdicts
 from tfl_rewrite.judge.settings import INSIDE, Judging, Tolerance
 from tfl_rewrite.judge.tally import MANY_DECISIONS
 from tfl_rewrite.judge.verdict import OutputComparison, Verdict
@@ -133,18 +133,6 @@ def opened_beside(path: Path) -> Path | None:
     return inside if open_outputs(path, inside, centred=True) else None
 
 
-def _judged_inside(judge: Judge, path: Path) -> Verdict | None:
-    """Judges what goes into a last SOFTMAX and the like of a file; None where it does not come to that.
-
-    Args:
-        judge: Of files rewritten from the opened original.
-        path: The file.
-    """
-    inside = opened_beside(path)
-    verdict = None if inside is None else judge.compare(inside, tolerance=INSIDE)
-    return verdict if verdict is not None and verdict.measured else None
-
-
 def figures_of(
     verdicts: Sequence[Verdict],
     inside: Sequence[Verdict | None],
@@ -233,18 +221,20 @@ class HoldoutJudge:
         self._stack.close()
 
     def evaluate(self, path: Path, *, strict: bool = True) -> Figures:
-        """Runs a file.
+        """Runs a file, and beside it what goes into its last SOFTMAX and the like.
 
         Args:
             path: The file.
             strict: Whether it was chosen among many; see :func:`_doubt`.
         """
-        verdict = self._judge.compare(path, tolerance=self.goal.tolerance)
-        inside = metric = None
-        if verdict.measured:
-            metric = self.metric([path]) if self.metric is not None else None
-            inside = _judged_inside(self._inside, path) if self._inside is not None else None
-        return figures_of([verdict], [inside], self.goal, metric, strict=strict)
+        pending = [self._judge.begin(path, tolerance=self.goal.tolerance)]
+        if self._inside is not None:
+            opened = pending[0].meanwhile(lambda: opened_beside(path))
+            pending += [] if opened is None else [self._inside.begin(opened, tolerance=INSIDE, first=True)]
+        verdict, *within = verdicts(pending)
+        inside = [each if each.measured else None for each in within if verdict.measured]
+        metric = self.metric([path]) if self.metric is not None and verdict.measured else None
+        return figures_of([verdict], inside, self.goal, metric, strict=strict)
 
 
 class MetricProcess:

@@ -574,8 +574,8 @@ class Trials:
             paths.append(path)
             if self._deflates(cost):
                 deflated.append(packed_nbytes(path, self.goal.codec))
-        judged = self._judged(paths)
-        inside = self._inside(paths, opened) if all(verdict.measured for verdict in judged) else []
+        judged = self._judged(paths, meanwhile=lambda: self._open(paths, opened))
+        inside = self._inside(opened) if all(verdict.measured for verdict in judged) else []
         found = figures_of(judged, inside, self.goal)
         metric = self.metric(paths) if self.metric is not None and found.runs else None
         nbytes, packed = max(sizes), max(deflated, default=0)
@@ -602,21 +602,24 @@ class Trials:
         original = self.beside or self
         return original.opened if counts_hidden(self.goal, original.decisions) else None
 
-    def _inside(self, paths: Sequence[Path], opened: Sequence[Path | None]) -> list[Verdict | None]:
+    def _open(self, paths: Sequence[Path], opened: list[Path | None]) -> None:
+        """Opens files before a last SOFTMAX and the like, where that counts and nobody did it yet."""
+        if self.inside is not None and None in opened:
+            made = {path: opened_beside(path) for path in paths}
+            opened[:] = [found or made[path] for found, path in zip(opened, paths, strict=True)]
+
+    def _inside(self, opened: Sequence[Path | None]) -> list[Verdict | None]:
         """Judges what goes into a last SOFTMAX and the like of files, where that counts.
 
         Args:
-            paths: One for each part of the inputs.
-            opened: The same, opened; None where that is still to be made.
+            opened: The files, opened there, one for each part of the inputs; None where that cannot be.
         """
         original = self.inside
         if original is None:
             return []
-        self.files += len(paths)
-        made = {path: opened_beside(path) for path in paths if None in opened}
-        known = [found or made[path] for found, path in zip(opened, paths, strict=True)]
-        files = [path for path in known if path is not None]
-        if len(files) < len(known):
+        self.files += len(opened)
+        files = [path for path in opened if path is not None]
+        if len(files) < len(opened):
             return []
         judged = verdicts(
             [
@@ -678,13 +681,16 @@ class Trials:
         """What a verdict on the outputs is given by; before a last SOFTMAX only the noise counts."""
         return INSIDE if opened else self.goal.tolerance
 
-    def _judged(self, paths: Sequence[Path], *, alone: bool = False) -> list[Verdict]:
+    def _judged(
+        self, paths: Sequence[Path], *, alone: bool = False, meanwhile: Callable[[], None] = lambda: None
+    ) -> list[Verdict]:
         """Judges a file for each part of the inputs, at the same time.
 
         Args:
             paths: They may be one.
             alone: Whether a constant is stored otherwise and nothing else done; it is judged against what it
                 was.
+            meanwhile: What is done while they are run.
         """
         self.files += len(paths)
         original: str | os.PathLike[str] = self.frame.source
@@ -693,12 +699,12 @@ class Trials:
         elif alone and self.beside is not None and self.prepared is not None:
             original = self.prepared
         tolerance = self._tolerance(opened=original is self.opened)
-        judged = verdicts(
-            [
-                self._judge(number, original).begin(path, tolerance=tolerance, first=number > 0)
-                for number, path in enumerate(paths)
-            ]
-        )
+        pending = [
+            self._judge(number, original).begin(path, tolerance=tolerance, first=number > 0)
+            for number, path in enumerate(paths)
+        ]
+        pending[0].meanwhile(meanwhile)
+        judged = verdicts(pending)
         for verdict in judged:
             if not verdict.measured and verdict.status == "unverified":
                 raise UnsupportedError(
