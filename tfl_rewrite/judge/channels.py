@@ -140,9 +140,8 @@ class Movement:
         self._first: Array | None = None
 
     def add(self, values: Array) -> None:
-        """Takes in one sample."""
+        """Takes in one sample; of large outputs some values, evenly spread, tell enough."""
         self.samples += 1
-        # Of large outputs some values, evenly spread, tell enough.
         kept = np.array(values.reshape(-1)[:: max(1, values.size // _MOVING)])
         forget(values)
         if self._first is None:
@@ -153,8 +152,7 @@ class Movement:
             self.span = max(self.span, _distance(self._first, kept))
         if kept.size and kept.dtype.kind in "biufc":
             finite = kept[np.isfinite(kept)]
-            lowest = np.broadcast_to(finite.min(), kept.shape) if finite.size else kept
-            self.inner = max(self.inner, _distance(lowest, kept))
+            self.inner = max(self.inner, _distance(finite.min(keepdims=True) if finite.size else kept, kept))
 
     def joined(self, other: Movement) -> Movement:
         """What the samples of both show."""
@@ -174,8 +172,10 @@ def _distance(one: Array, other: Array) -> float:
         return 0.0 if np.array_equal(one, other) else math.inf
     wide = np.complex128 if one.dtype.kind == "c" else np.float64
     found = 0.0
-    for start in range(0, one.size, PIECE):
-        first, second = one[start : start + PIECE], other[start : start + PIECE]
+    for start in range(0, other.size, PIECE):
+        # One value is that of all places.
+        first = one if one.size == 1 else one[start : start + PIECE]
+        second = other[start : start + PIECE]
         with np.errstate(invalid="ignore", over="ignore"):
             apart = np.abs(first.astype(wide) - second.astype(wide))
         largest = float(apart.max())

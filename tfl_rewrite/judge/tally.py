@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,18 +48,14 @@ class RowSums:
         self.margins: list[Float64] = []
 
     def add(self, before: Float64, after: Float64) -> None:
-        """Takes in ``[rows, classes]``."""
-        if not (np.isfinite(before).all() and np.isfinite(after).all()):
-            finite = np.isfinite(before).all(axis=-1) & np.isfinite(after).all(axis=-1)
-            before, after = before[finite], after[finite]
+        """Takes in ``[rows, classes]``, all of it finite."""
         if not before.size:
             return
         one, two, axis = long_rows(before, after)
         chosen = two == two.max(axis=axis, keepdims=True)
         margin = one.max(axis=axis) - np.where(chosen, one, np.inf).min(axis=axis)
         off = (one - one.mean(axis=axis, keepdims=True)).reshape(-1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            apart = np.abs(one.sum(axis=axis) * self.unit - 1.0)
+        apart = np.abs(one.sum(axis=axis) * self.unit - 1.0)
         rounded = before.shape[-1] * self.unit / 2 if self.unit < 1 else 0.0
         slack = max(_SUM_SLACK, min(rounded, _MOST_SLACK))
         self.are_shares = self.are_shares and bool(before.min() >= 0 and apart.max() < slack)
@@ -66,8 +63,7 @@ class RowSums:
         self.rows += len(margin)
         self.agreeing += int(np.count_nonzero(margin == 0))
         self.margins.append(margin[margin > 0])
-        with np.errstate(over="ignore"):
-            self.spread += float(np.einsum("i,i->", off, off))
+        self.spread += float(np.einsum("i,i->", off, off))
         self.values += before.size
 
     def joined(self, other: RowSums) -> RowSums:
@@ -90,6 +86,8 @@ class RowSums:
         return sum(int(np.count_nonzero(margin > near)) for margin in self.margins)
 
 
+_QUIET: Any = {"over": "ignore", "invalid": "ignore", "divide": "ignore"}
+"""float64 overflows past 1e154 squared: ratios are then taken of infinities, and judged as unequal."""
 _SUM_SLACK = 0.02
 """Of 1: what rounding to 8 bits may make of the sum of a row of probabilities."""
 _MOST_SLACK = 0.25
@@ -114,13 +112,11 @@ class ErrorSums:
         """Takes in flat values, one at least; returns the power of the original and of the error."""
         error = before - after
         self.finite += before.size
-        # float64 overflows past 1e154 squared; the ratio is then taken of infinities and judged as unequal.
-        with np.errstate(over="ignore", invalid="ignore"):
-            power, noise = self._dot(before, before), self._dot(error, error)
-            self.power += power
-            self.power_after += self._dot(after, after)
-            self.dot += self._dot(before, after)
-            self.noise += noise
+        power, noise = self._dot(before, before), self._dot(error, error)
+        self.power += power
+        self.power_after += self._dot(after, after)
+        self.dot += self._dot(before, after)
+        self.noise += noise
         self.peak = max(self.peak, float(np.abs(before).max()))
         self.max_error = max(self.max_error, float(np.abs(error).max()))
         return power, noise
@@ -165,13 +161,12 @@ class InsideSums(ErrorSums):
         are_shares = one.shape[1] > 1 and bool((abs(one.sum(axis=1) - 1) < _SUM_SLACK).all())
         if not are_shares and one.size >= MANY_DECISIONS:
             return
-        with np.errstate(divide="ignore", invalid="ignore"):
-            if are_shares:
-                one, two = (np.log(each) for each in (one, two))
-                one, two = (each - each.mean(axis=1, keepdims=True) for each in (one, two))
-            else:
-                one, two = (np.log(each / (1 - each)) for each in (one, two))
-            self.measure(one.reshape(-1), two.reshape(-1))
+        if are_shares:
+            one, two = (np.log(each) for each in (one, two))
+            one, two = (each - each.mean(axis=1, keepdims=True) for each in (one, two))
+        else:
+            one, two = (np.log(each / (1 - each)) for each in (one, two))
+        self.measure(one.reshape(-1), two.reshape(-1))
 
 
 class OutputTally(ErrorSums):
@@ -254,18 +249,19 @@ class OutputTally(ErrorSums):
             )
             return
         self.elements += before.size
-        self.movement.add(before)
-        if before.size and before.dtype.kind in "biuf":
-            self.stillness.add(before, after)
-        if before.dtype.kind == "O":
-            self._count_equal(before == after)
-        elif before.dtype.kind in "biu":
-            self._add_integers(before, after)
-        elif before.dtype.kind in "fc":
-            self._add_floats(before, after)
-        else:
-            same = before.tobytes() == after.tobytes()
-            self._count_equal(np.full(before.shape, same))
+        with np.errstate(**_QUIET):
+            self.movement.add(before)
+            if before.size and before.dtype.kind in "biuf":
+                self.stillness.add(before, after)
+            if before.dtype.kind == "O":
+                self._count_equal(before == after)
+            elif before.dtype.kind in "biu":
+                self._add_integers(before, after)
+            elif before.dtype.kind in "fc":
+                self._add_floats(before, after)
+            else:
+                same = before.tobytes() == after.tobytes()
+                self._count_equal(np.full(before.shape, same))
 
     def unreadable(self, before: str | None, after: str | None) -> None:
         """Takes in a sample whose output could not be read on one side; both sides need not be told."""
@@ -330,7 +326,8 @@ class OutputTally(ErrorSums):
             self.nonfinite += unlike(one, two, finite)
             self._add_sums(one[finite].astype(np.float64), two[finite].astype(np.float64), energy)
             if real:
-                self._add_rows(one.astype(np.float64), two.astype(np.float64), before.shape)
+                whole = finite.all(axis=-1)
+                self._add_rows(one[whole].astype(np.float64), two[whole].astype(np.float64), before.shape)
         self._end_sample(energy)
 
     def _add_values(self, before: Array, after: Array, zero: float = 0.0) -> None:
@@ -338,7 +335,9 @@ class OutputTally(ErrorSums):
         energy = [0.0, 0.0]
         axes = channel_axes(before.shape)
         for one, two in pieces(before, after):
-            first, second = one.astype(np.float64) - zero, two.astype(np.float64) - zero
+            first, second = one.astype(np.float64), two.astype(np.float64)
+            if zero:
+                first, second = first - zero, second - zero
             self._add_sums(first.reshape(-1), second.reshape(-1), energy)
             self._add_rows(first, second, before.shape)
             self.inside.add(first, second, self.rows.unit)
@@ -377,8 +376,7 @@ class OutputTally(ErrorSums):
             # Another number of channels from sample to sample: no channel means the same in all of them.
             self.channels[axis] = None
             return
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums.add(before, after)
+        sums.add(before, after)
 
     @property
     def inside_db(self) -> float:
@@ -455,8 +453,9 @@ class TensorTally(ErrorSums):
             after = after.reshape(before.shape)
         if self.has_distance:
             pieces = zip(real_pieces(before, self._facts[0]), real_pieces(after, self._facts[1]), strict=True)
-            for first, second in pieces:
-                self._measure_finite(first, second)
+            with np.errstate(**_QUIET):
+                for first, second in pieces:
+                    self._measure_finite(first, second)
         elif before.dtype.kind == after.dtype.kind or {before.dtype.kind, after.dtype.kind} <= set("biu"):
             self.elements += before.size
             self.equal += int(np.count_nonzero(before == after))
@@ -471,10 +470,6 @@ class TensorTally(ErrorSums):
             first, second = first[finite], second[finite]
         if first.size:
             self.measure(first, second)
-
-    def _dot(self, one: Float64, other: Float64) -> float:
-        # Not np.dot: its threads wait for each other on a busy machine.
-        return float(np.einsum("i,i->", one, other))
 
     @property
     def ratio(self) -> float | None:
