@@ -71,7 +71,7 @@ def test_what_must_be_done_gets_more_time_but_not_any_amount() -> None:
         with clock.extended(begun=True):
             with clock.extended():
                 assert not clock.is_past()
-            hands.work = 102.0
+            hands.work = 132.0
             assert clock.is_past()
         hands.work = 70.0
         assert not clock.is_past()
@@ -85,7 +85,7 @@ def test_what_must_be_done_gets_more_time_but_not_any_amount() -> None:
         assert waiting.is_past()
         with waiting.extended(begun=True):
             assert not waiting.is_past()
-            hands.day += 90.0
+            hands.day += 180.0
             assert waiting.is_past()
 
 

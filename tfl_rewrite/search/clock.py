@@ -15,11 +15,11 @@ class TimeIsUp(Exception):
 
 _MORE_SECONDS, _MORE_WORK = 180.0, 60.0
 """What must not be left out may take so long beyond the time limit, and so many seconds of this processor."""
-_BEGUN = 1.5
+_BEGUN = 2.0
 """So much of both has what began in them: given up, it was for nothing.
 
-A face model of 4 MB takes 15 to 45 seconds of processor time for each file that is fitted, and the third is
-the first to keep its bounds.
+A face model of 4 MB takes 13 to 43 seconds of processor time for each file that is fitted, and the third is
+the first to keep its bounds, after 90.
 """
 
 
