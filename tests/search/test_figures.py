@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,9 +95,9 @@ def test_a_file_that_was_chosen_among_many_is_judged_strictly_by_held_out_sample
     alike = verdict({"snr_db": 32.0, "samples": 2, "energies": ((1.0, 0.001), (2.0, 0.002))})
 
     class Judge:
-        def compare(self, _path: Path, *, tolerance: Tolerance) -> Verdict:
+        def begin(self, _path: Path, *, tolerance: Tolerance) -> Any:
             assert tolerance.min_snr == 30.0
-            return alike
+            return SimpleNamespace(wait=lambda: None, verdict=lambda: alike)
 
     judge = HoldoutJudge.__new__(HoldoutJudge)
     stand_in: Any = Judge()
