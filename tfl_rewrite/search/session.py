@@ -18,7 +18,7 @@ from tfl_rewrite.errors import UnsupportedError
 from tfl_rewrite.files.atomic import PLAIN, access_of
 from tfl_rewrite.files.source import load
 from tfl_rewrite.interpreter.memory import MemoryWatch, default_limit
-from tfl_rewrite.interpreter.process import RuntimeChoice
+from tfl_rewrite.interpreter.process import RuntimeChoice, warm
 from tfl_rewrite.interpreter.scratch import Scratch
 from tfl_rewrite.interpreter.worker import Worker
 from tfl_rewrite.judge.judge import Judge
@@ -213,6 +213,7 @@ def session(
     clock = Clock(goal.time_limit) if clock is None else clock
     with Scratch() as scratch:
         split = _split(wanted, scratch)
+        warm(checked.runtime[0])  # Inputs fit the model: it loads while files are made.
         parts = [replace(checked, inputs=part, holdout=()) for part in split.folds]
         other = wanted.others and not split.judge
         far = replace(checked, inputs=split.judge, holdout=(), seed=checked.seed + other)

@@ -9,21 +9,20 @@ import io
 import math
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tfl_rewrite.cli.commands.rows import PREFIX, SEARCH_SECONDS
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
+from tfl_rewrite.cli.render import next_lines, verified_lines
 from tfl_rewrite.cli.text import safe, show
 from tfl_rewrite.errors import UsageError
-from tfl_rewrite.interpreter.process import warm
 from tfl_rewrite.options.option import made_with
+from tfl_rewrite.pipeline.report import Plan
 from tfl_rewrite.search.goals import FLOATS, Goal
+from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport, check_installed, draw
+from tfl_rewrite.search.shrink import search_and_publish
 from tfl_rewrite.work import working
-
-if TYPE_CHECKING:
-    from tfl_rewrite.search.report import ShrinkReport
 
 
 def shrink_file(arguments: argparse.Namespace) -> int:
@@ -31,13 +30,6 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     _check_ending(arguments.curve, "--curve", (".json", ".csv"))
     _check_ending(arguments.plot, "--plot", (".svg", ".png"))
     _check_ending(arguments.recipe_out, "--recipe-out", (".toml",))
-    judging = judging_of(arguments)
-    # It loads while the search is loaded.
-    warm(judging.runtime[0])
-    from tfl_rewrite.pipeline.report import Plan
-    from tfl_rewrite.search.report import ShrinkFailed, check_installed
-    from tfl_rewrite.search.shrink import search_and_publish
-
     if arguments.plot is not None:
         check_installed()
     side = SideFiles(arguments)
@@ -47,7 +39,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
             source=arguments.source,
             target=arguments.target,
             passes=(),
-            settings=judging,
+            settings=judging_of(arguments),
             force=arguments.force,
             dry_run=arguments.dry_run,
         )
@@ -81,8 +73,6 @@ def goal_of(arguments: argparse.Namespace) -> Goal:
 
 def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     """Returns the report as text."""
-    from tfl_rewrite.cli.render import next_lines, verified_lines
-
     lines = []
     found, before = report.promised, report.nbytes_before
     if found is not None:
@@ -206,8 +196,6 @@ def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkRep
             curve = {"schema": 1, "source": report.source, "points": rows}
             side.add_json(arguments.curve, lambda: curve)
     if arguments.plot is not None:
-        from tfl_rewrite.search.report import draw
-
         side.add(arguments.plot, draw(report, Path(arguments.plot).suffix[1:]))
 
 
