@@ -6,7 +6,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from tfl_rewrite.numerics.grids import KINDS, Float64
 from tfl_rewrite.numerics.moments import joined, split
 from tfl_rewrite.numerics.products import Depthwise, Product
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Levels
+from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.weights.codes import Code, Codes, code_forms
 from tfl_rewrite.weights.forms.integers import BYTES
 from tfl_rewrite.weights.grids import Constant
@@ -46,7 +47,7 @@ _PART_NBYTES = 140
 """What another constant, its DEQUANTIZE and the sum take in a compressed file."""
 
 
-@dataclass(slots=True)
+@slotted
 class Coder:
     """Makes the integers of constants; see :class:`tfl_rewrite.weights.codes.Coding`.
 

@@ -7,7 +7,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +27,7 @@ from tfl_rewrite.kernels.products import activation_of
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.moments import Moments, memory_rounds
 from tfl_rewrite.numerics.products import Product
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.samples.inputs import real_inputs
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.weights.rounders import Simulate
@@ -207,7 +207,7 @@ def steps_of(model: Model, judging: Judging) -> list[Step]:
     return list(real_inputs(interface_of(model), judging.inputs).steps)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """One weight whose moments are asked for: of the operator at a place, at one of its inputs."""
 

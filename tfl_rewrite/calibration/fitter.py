@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,6 +34,7 @@ from tfl_rewrite.numerics.metric import Metric
 from tfl_rewrite.numerics.moments import Moments, joined, parts_for, split
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Error, Levels
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.grids import Constant
 from tfl_rewrite.weights.rounders import Effort, Measure, Simulate, Simulated
 from tfl_rewrite.work import Progress, one_blas_thread
@@ -57,7 +57,7 @@ _SLICE_ELEMENTS = 1 << 22
 _ANY = Levels(-(1 << 40), 1 << 40)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Known:
     """What is kept of the activations that one weight meets.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.kernels.table import VAR_HANDLE
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, SubGraph, Tensor
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.options.option import PICTURES
 from tfl_rewrite.samples.inputs import expand_paths, media_steps, real_inputs, sample_counts
 from tfl_rewrite.samples.media import Media
@@ -41,7 +42,7 @@ Paths = tuple[str | os.PathLike[str], ...]
 _Rows = list[tuple[str, Tensor]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Split:
     """What inputs serve for.
 
@@ -207,7 +208,7 @@ def _samples_in(files: Sequence[Path | Media], interface: Interface) -> set[byte
     return found
 
 
-@dataclass(slots=True)
+@slotted
 class _Part:
     """Some of the inputs: files, and how many samples or files are counted in them."""
 

@@ -28,6 +28,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.model.lift import DELEGATE_CUSTOM
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.samples.made import Step
 from tfl_rewrite.weights.rounders import Simulate
 from tfl_rewrite.weights.sparse import DenseBlob
@@ -63,7 +64,7 @@ def places_of(model: Model) -> dict[int, Place]:
     }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """One call.
 
@@ -78,7 +79,7 @@ class Call:
     half: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cut:
     """What a subgraph holds between two of its operators in some calls: a part can begin there.
 

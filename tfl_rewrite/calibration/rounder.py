@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -44,6 +44,7 @@ from tfl_rewrite.numerics.layer import (
 )
 from tfl_rewrite.numerics.moments import Drift, Moments
 from tfl_rewrite.numerics.symmetric import Error, Float32
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.biases import Correction, takes_bias
 from tfl_rewrite.weights.rounders import Clipped, Effort, Emit, Rounder, Simulate, Work, emitted
 from tfl_rewrite.work import Progress, Stage, current
@@ -72,7 +73,7 @@ ONE_SAMPLE = "a single sample meets them, so that nothing could judge what was f
 _HALF_DIGITS = 11
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Job:
     """One weight that can be calibrated."""
 

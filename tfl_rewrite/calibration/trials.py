@@ -11,7 +11,6 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,7 @@ from tfl_rewrite.kernels.table import row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.rounders import Measure, Simulate, Simulated
 from tfl_rewrite.work import Progress, Stage
 
@@ -45,7 +45,7 @@ SMALL_NBYTES = 4 << 20
 _MOST_DB = 150.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Output:
     """A float output of a subgraph.
 

@@ -9,7 +9,7 @@ stay; only their types change.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from tfl_rewrite.kernels.table import DEQUANTIZE, QUANTIZE, row_of
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
+from tfl_rewrite.options.frozen import frozen, slotted
 
 TYPES = {"float": "FLOAT32", "int8": "INT8", "uint8": "UINT8", "int16": "INT16"}
 """What an input or an output can be asked to be, and its name in ``TensorType``."""
@@ -35,7 +36,7 @@ _WIDER, _NARROWER = 128, 256
 """Steps of int16 in one of 8 bits that is to be held exactly (255 of them fit), and in one that holds all."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Form:
     """How a tensor holds real values: as floats, or as integers that mean ``(integer - zero_point) * scale``.
 
@@ -92,7 +93,7 @@ class Form:
 FLOATS = Form("FLOAT32")
 
 
-@dataclass(slots=True)
+@slotted
 class Retyped:
     """What became of the border.
 

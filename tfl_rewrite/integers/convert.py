@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,12 @@ from tfl_rewrite.kernels.table import DEQUANTIZE, QUANTIZE, SHAPE_READERS, row_o
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Operator, Quantization, SubGraph, Tensor
+from tfl_rewrite.options.frozen import frozen
 
 Float64 = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IntegerWeight:
     """A weight of an operator as integers.
 

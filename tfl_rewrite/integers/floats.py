@@ -7,7 +7,7 @@ RELU6, so those come back. QUANTIZE and DEQUANTIZE go where both sides are float
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ from tfl_rewrite.kernels.table import (
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor, schema
+from tfl_rewrite.options.frozen import slotted
 
 _NEAR = 0.01
 """Share by which the end of a range may miss 6."""
@@ -43,7 +44,7 @@ _NEAR = 0.01
 Float64 = npt.NDArray[np.float64]
 
 
-@dataclass(slots=True)
+@slotted
 class Floated:
     """What became of a model.
 

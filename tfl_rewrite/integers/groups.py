@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from tfl_rewrite.kernels.operators import Squash
 from tfl_rewrite.kernels.table import ADD, SUB, row_of
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Operator, Quantization, Tensor
+from tfl_rewrite.options.frozen import frozen, slotted
 
 LEAST_SCALE = float(np.finfo(np.float32).tiny)
 """XNNPACK refuses subnormal ones."""
@@ -35,7 +36,7 @@ Margin = Callable[[Tensor, int], float]
 """By how much the range of a tensor is widened beside so many bits."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grid:
     """What the integers of a tensor mean: ``(integer - zero_point) * scale``.
 
@@ -88,7 +89,7 @@ def _uneven(step: float) -> float:
     return step if abs(off) > _UNEVEN else step * 2.0 ** (_UNEVEN - off)
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Member:
     """One integer form of a tensor: as its operator gives it, or as others read it.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Tensor
 from tfl_rewrite.numerics import knapsack
 from tfl_rewrite.numerics.knapsack import Float64
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.options.patterns import Budget, Pattern, compile_all
 from tfl_rewrite.weights.rounders import Work
 
@@ -46,7 +47,7 @@ class Computes(str, enum.Enum):
         return {Computes.INT8: 8, Computes.INT16: 16}.get(self)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """Operators that match compute so."""
 
@@ -72,7 +73,7 @@ def parse_rules(texts: Iterable[str]) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Choice:
     """What a user wants.
 
@@ -159,7 +160,7 @@ FLOATS_PRICE = 4.0
 asked for."""
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Unit:
     """A scale group that can be narrow or wide.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from tfl_rewrite.kernels.table import (
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.options.frozen import slotted
 
 Range = tuple[float, float]
 """Least and greatest value of a tensor."""
@@ -86,7 +87,7 @@ def computes_in_floats(operator: Operator) -> bool:
     return row_of(operator) not in (*SHAPE_READERS, *CONVERSIONS) and any(floats)
 
 
-@dataclass(slots=True)
+@slotted
 class Modes:
     """The widths of operators.
 

@@ -16,7 +16,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from tfl_rewrite.kernels.operands import constant_values
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.ir import Model, Tensor
 from tfl_rewrite.model.likeness import fingerprint
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import JsonFormat
 from tfl_rewrite.options.option import PATH, Kind
 from tfl_rewrite.weights.rounders import Activations, activations_of
@@ -50,7 +50,7 @@ Row = tuple[int, str, tuple[int, ...] | None, float, float]
 """Index of a tensor in its subgraph, its name, its shape, its least and its greatest value."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GivenModel:
     """A model as it was given, whatever a pass makes of it later.
 
@@ -74,7 +74,7 @@ class GivenModel:
         return cls(fingerprint(model), tensors)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TensorRanges:
     """What the float tensors of a model held on real inputs: the least and the greatest value of each.
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from types import MappingProxyType
 
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.rounders import Effort
 
 LEAST_GAIN_DB = 0.5
 """What something else must win on samples held out; less is as often lost on others."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recipe:
     """By what ranges are multiplied, and what stays float.
 

@@ -6,7 +6,6 @@ And which of its stored weights must be floats first: others stay in the form th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,11 +17,12 @@ from tfl_rewrite.kernels.table import AVERAGE_POOL, DEQUANTIZE, MEAN, MUL, NEG, 
 from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.expansion import Expanded, expand_constants
 from tfl_rewrite.weights.sparse import make_dense
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prepared:
     """What was done to a model before anything of it was measured.
 

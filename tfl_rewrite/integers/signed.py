@@ -10,7 +10,7 @@ convert or copy: QUANTIZE operators stand there. No inputs are needed: the file 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +37,12 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, Quantization, SubGraph, Tensor
 from tfl_rewrite.numerics.clipping import recentred
+from tfl_rewrite.options.frozen import slotted
 
 Float64 = npt.NDArray[np.float64]
 
 
-@dataclass(slots=True)
+@slotted
 class Signed:
     """What became of a model.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from tfl_rewrite.integers.modes import Range
 from tfl_rewrite.integers.plan import IntegerPlan
 from tfl_rewrite.integers.trials import bordered, rounding, weighing
 from tfl_rewrite.numerics.knapsack import Float64
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.weights.rounders import Simulate, Simulated
 
 
@@ -51,7 +52,7 @@ _CLOSE = 0.9
 """Of the room: what uses so much of it is near enough."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settled:
     """What was found.
 
@@ -75,7 +76,7 @@ def decibels(noise: Float64) -> float:
     return math.inf if worst <= 0 else -10.0 * math.log10(worst) if math.isfinite(worst) else -math.inf
 
 
-@dataclass(slots=True)
+@slotted
 class Known:
     """What does not change with the wish; kept from one search in a model to the next in an equal one.
 

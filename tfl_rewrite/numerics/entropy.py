@@ -9,11 +9,12 @@ Of all weights under one code, the same step is best for all that meet vectors o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tfl_rewrite.options.frozen import frozen
 
 Float64 = npt.NDArray[np.float64]
 Floats = npt.NDArray[Any]
@@ -28,7 +29,7 @@ _ROUNDS = 200
 _PACE = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rate:
     """What integers cost.
 

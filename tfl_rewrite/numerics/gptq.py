@@ -14,7 +14,7 @@ twice as fast, which loses far less than samples differ by.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from tfl_rewrite.numerics.clipping import bounded
 from tfl_rewrite.numerics.entropy import Rate
 from tfl_rewrite.numerics.metric import Factored, Labels, Metric
 from tfl_rewrite.numerics.symmetric import Float32, Levels
+from tfl_rewrite.options.frozen import frozen, slotted
 
 Float64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -44,7 +45,7 @@ _PIECE = 256
 """Columns that are improved before the change is passed on to the rest of the row."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ties:
     """Which scales are one and the same, and which rows can be decided on by themselves.
 
@@ -96,7 +97,7 @@ class Ties:
         return Ties(scale.reshape(self.scale.shape), unit.reshape(self.unit.shape), self.digits, self.fitted)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GptqEffort:
     """How much work rounding is worth.
 
@@ -111,7 +112,7 @@ class GptqEffort:
     sweeps: int = 1
 
 
-@dataclass(slots=True)
+@slotted
 class Rounded:
     """The outcome.
 
@@ -312,7 +313,7 @@ def spread(scale: npt.NDArray[Floating], length: int) -> npt.NDArray[Floating]:
     return wide
 
 
-@dataclass(slots=True)
+@slotted
 class _Search:
     """The best integers and scales so far."""
 

@@ -13,7 +13,6 @@ import enum
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,6 +36,7 @@ from tfl_rewrite.numerics.metric import Metric
 from tfl_rewrite.numerics.moments import Covariances, Drift, Moments
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Channels, Float32, Integers, Levels
+from tfl_rewrite.options.frozen import frozen
 
 Float64 = npt.NDArray[np.float64]
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
@@ -58,7 +58,7 @@ _KEPT_NBYTES = 128 << 20
 """Of metrics of one weight."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """How one weight is to be rounded.
 
@@ -85,7 +85,7 @@ class Fit(str, enum.Enum):
     BIAS = "rounding and bias"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trial:
     """Squared error of the products, each half of the samples measured with what was fitted to the other.
 
@@ -113,7 +113,7 @@ def _ratio(before: float, after: float) -> float:
     return 10 * math.log10(before / after) if before > 0 and after > 0 else 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Layer:
     """The outcome for one weight.
 
@@ -334,7 +334,7 @@ def rounding_nbytes(product: Product, elements: int, *, keep: bool) -> int:
     return moments + metrics + 40 * min(elements, _SLICE_ELEMENTS) + 8 * elements
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Aim:
     """What one weight is rounded to.
 
@@ -347,7 +347,7 @@ class _Aim:
     metric: Metric
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Stack:
     """Several metrics as one of more groups; see :class:`tfl_rewrite.numerics.gptq.Factored`."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.numerics.symmetric import Float32
+from tfl_rewrite.options.frozen import frozen
 
 Labels = npt.NDArray[np.int64]
 
@@ -31,7 +31,7 @@ class Factored(Protocol):
         """``[groups, length, length]``, lower triangular."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Metric:
     """Moments, and what follows from them alone.
 

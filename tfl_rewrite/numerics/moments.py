@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tfl_rewrite.numerics.products import Product
 from tfl_rewrite.numerics.symmetric import Float32
+from tfl_rewrite.options.frozen import slotted
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -70,7 +71,7 @@ def joined(array: npt.NDArray[Any], parts: int) -> npt.NDArray[Any]:
     return np.ascontiguousarray(whole).reshape(-1, rows, parts * length)
 
 
-@dataclass(slots=True)
+@slotted
 class Moments:
     """Sums over the vectors that one weight meets.
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.numerics.symmetric import Float32
+from tfl_rewrite.options.frozen import frozen
 
 _GATHERED_ELEMENTS = 1 << 23
 """Elements of patches taken at once: 32 MB of float32."""
@@ -26,7 +27,7 @@ _GATHERED_ELEMENTS = 1 << 23
 _Sides = tuple[int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Product(ABC):
     """The geometry of one weighted operator, for a weight of some shape."""
 
@@ -138,7 +139,7 @@ def same_padding(size: int, reach: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Window:
     """Where the windows of a convolution lie: ``(height, width)`` each."""
 
@@ -244,7 +245,7 @@ class States(ABC):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gate:
     """One gate of an LSTM: its weights ``[units, inputs]`` and ``[units, outputs]``, and vectors of units.
 

@@ -17,12 +17,12 @@ Arrays: weights ``[groups, rows, length]``, moments ``[groups, length, length]``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from tfl_rewrite.numerics.moments import Covariances, Moments
+from tfl_rewrite.options.frozen import frozen
 
 Float64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -54,7 +54,7 @@ _TRIED_ROWS = 256
 """Of a weight, at least, that tell what fitting is worth on samples that were not fitted to."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trial:
     """What is lost of products on each half of the samples, summed.
 

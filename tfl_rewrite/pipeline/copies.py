@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Operator, SubGraph, Tensor
 from tfl_rewrite.model.likeness import same_bytes, subgraph_pairs, tensor_labels
+from tfl_rewrite.options.frozen import frozen
 
 _LOST = 0.5
 """Of the power of a row: no rounding errs by as much where a row has a scale that suits it."""
@@ -137,7 +137,7 @@ def _centred(editor: Editor, subgraph: SubGraph, maker: Operator, inside: Tensor
     return centred
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Body:
     """A subgraph that only operators run, and that differs between two files.
 
@@ -211,7 +211,7 @@ def _same_scales(one: Tensor, two: Tensor) -> bool:
     return (left.scale, left.zero_point) == (right.scale, right.zero_point)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lost:
     """A constant of which a row holds something else in the other file.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from tfl_rewrite.model import dtypes
 from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.model.graph import Graph
 from tfl_rewrite.model.ir import Model, Tensor
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.biases import BIAS, Uses, bias_of
 from tfl_rewrite.weights.candidates import find_candidates
 from tfl_rewrite.weights.expansion import expand_constants
@@ -28,7 +28,7 @@ from tfl_rewrite.weights.expansion import expand_constants
 Float64 = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Content:
     """New bytes of a buffer.
 
@@ -70,7 +70,7 @@ Site = tuple[int, int]
 """Where an operator is: positions of the subgraph in the model, and in it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Basis:
     """A file that values are put into; it computes what the original does, with buffers where that has them.
 

@@ -27,6 +27,7 @@ from tfl_rewrite.judge.judge import Judge, RunResult, run_model, verdicts
 from tfl_rewrite.judge.settings import INSIDE, Judging, Tolerance
 from tfl_rewrite.judge.tally import MANY_DECISIONS
 from tfl_rewrite.judge.verdict import OutputComparison, Verdict
+from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.pipeline.copies import open_outputs
 from tfl_rewrite.search.goals import Goal
@@ -185,7 +186,7 @@ def noise_of(verdict: Verdict, tolerance: Tolerance = INSIDE) -> Float64:
     return np.maximum(np.array(found, np.float64), QUIET)
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class HoldoutJudge:
     """Judges by inputs that were held out; a context manager.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
@@ -93,7 +94,7 @@ def settle(
     return replace(best, notes=tuple(notes))
 
 
-@dataclass(slots=True)
+@slotted
 class Room:
     """By how many dB the search is to keep the bounds: just enough for held-out inputs.
 

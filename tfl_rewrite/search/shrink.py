@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Generic, TypeVar
 
 from tfl_rewrite.editing.base import Pass, last_packing, run_passes
@@ -18,6 +18,7 @@ from tfl_rewrite.files.claims import Claim
 from tfl_rewrite.files.source import ModelLike, Source, layout
 from tfl_rewrite.judge.settings import Judging
 from tfl_rewrite.judge.verdict import Verdict
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.passes.compact import Compact
 from tfl_rewrite.passes.dedup import Dedup
 from tfl_rewrite.passes.prune import Encode, Prune
@@ -136,7 +137,7 @@ _STEPS = 3
 """So many other files of the curve are published at most, where the last verdict refuses them one by one."""
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Ladder:
     """Files that keep the budget, from the best of a search to the original.
 
@@ -346,7 +347,7 @@ def _objective(settings: RoundWeights | Prune) -> Objective:
     return Objective.FILE if sparse else Objective.DOWNLOAD
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FoundChoices(Generic[Searched]):
     """What a search came to.
 

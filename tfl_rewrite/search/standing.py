@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.options.json_data import JsonData, finite, shown
 from tfl_rewrite.search.clock import Clock, TimeIsUp
 from tfl_rewrite.search.goals import Goal
@@ -18,7 +19,7 @@ _SWEPT = 3
 """Files that were measured on the way, and are judged at the end of a step."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """What the search came to.
 
@@ -72,7 +73,7 @@ def finished(trials: Trials, made: Measured) -> Measured:
     return replace(made, nbytes=nbytes, cost=float(nbytes) if made.cost == made.nbytes else made.cost)
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Standing:
     """The best file so far, which was judged by the inputs that were held out; and how the search came to it.
 

@@ -22,6 +22,7 @@ from tfl_rewrite.judge.settings import INSIDE, Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.codecs import Codec
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import shown
 from tfl_rewrite.passes.prune import Prune, PrunedChange
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights, prepare
@@ -126,7 +127,7 @@ def coded(base: QuantizeWeights, coder: Coding, codes: Mapping[int, Code]) -> Ch
     return Chosen(settings, {position: code.encoding for position, code in codes.items()})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rounders:
     """What makes the constants of a file, looking at some inputs.
 
@@ -170,7 +171,7 @@ class Rounders:
         return made
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fold:
     """A part of the inputs.
 
@@ -183,7 +184,7 @@ class Fold:
     rounders: Rounders
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Frame:
     """What is done around the choice of forms.
 
@@ -200,7 +201,7 @@ class Frame:
     activations: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stored:
     """How one constant was stored.
 
@@ -213,7 +214,7 @@ class Stored:
     deflated: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rounded:
     """A model in which constants were stored otherwise.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from statistics import median
 
 from tfl_rewrite.kernels.operators import Granularity
+from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.search import Search
 from tfl_rewrite.search.session import Session
@@ -25,7 +26,7 @@ _BY_BLOCK, _BY_TENSOR, _ROUNDED_ACTIVATIONS = 3.0, -6.0, -3.0
 """What scales by block, one scale, and kernels that round activations are worth, in dB."""
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Uniform:
     """A file whose weights have one encoding, as far as they can have it.
 
@@ -74,7 +75,7 @@ class Uniform:
         return min(counted) if counted else self.expected
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Told:
     """What files of one encoding that were run tell of others.
 

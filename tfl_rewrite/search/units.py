@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from tfl_rewrite.kernels.operators import Granularity, Reading
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics import grids, knapsack
 from tfl_rewrite.numerics.grids import KINDS, Rows, deflated, estimated
+from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.passes.prune import Prune, Sparsity, stored_nbytes, zeros_of
 from tfl_rewrite.passes.quantize_weights import QuantizeWeights
 from tfl_rewrite.search.goals import Goal, Objective
@@ -62,7 +63,7 @@ _SHORT = 8
 _FELT, _TOO_FEW = 36.0, 900.0  # Steps up to the largest value: eight bits are felt; they are too few.
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Option:
     """One way to store a unit.
 
@@ -90,7 +91,7 @@ class Option:
         return self.form.scheme is Scheme.DEQUANTIZE or not self.form.form.is_integer
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Unit:
     """A buffer that can be stored in several ways.
 

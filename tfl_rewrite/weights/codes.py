@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from tfl_rewrite.kernels.operators import Granularity
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.codecs import Sized
 from tfl_rewrite.numerics.symmetric import Error, Float32
+from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.weights.biases import Correction
 from tfl_rewrite.weights.encoding import Encoding, Scheme
 from tfl_rewrite.weights.forms.integers import BYTES, NIBBLES
@@ -23,7 +23,7 @@ from tfl_rewrite.weights.storage import StorageForm, forms
 Codes = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Code:
     """Integers behind DEQUANTIZE for one constant.
 

@@ -7,7 +7,7 @@ integers of its rows. What no DEQUANTIZE of the runtime reads becomes float32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from tfl_rewrite.model.blob import Blob, ComputedBlob
 from tfl_rewrite.model.graph import Graph, Use
 from tfl_rewrite.model.ir import Buffer, Model, Operator, Quantization, SubGraph, Tensor
 from tfl_rewrite.model.values import unpack
+from tfl_rewrite.options.frozen import slotted
 from tfl_rewrite.weights.candidates import UNNAMED
 from tfl_rewrite.weights.expansion import expand_with_partners
 from tfl_rewrite.weights.forms.blocks import expand_stored_blocks
@@ -41,7 +42,7 @@ _PACKED = ("INT4", "INT2")
 _PIECE = 1 << 20
 
 
-@dataclass(slots=True)
+@slotted
 class Recoded:
     """What became of the weights of a model.
 
