@@ -81,11 +81,11 @@ def test_what_must_be_done_gets_more_time_but_not_any_amount() -> None:
     waiting = hands.clock(10.0)
     with waiting.extended():
         assert not waiting.is_past()
-        hands.day += 191.0
+        hands.day += 251.0
         assert waiting.is_past()
         with waiting.extended(begun=True):
             assert not waiting.is_past()
-            hands.day += 180.0
+            hands.day += 240.0
             assert waiting.is_past()
 
 

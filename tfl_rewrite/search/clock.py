@@ -13,7 +13,7 @@ class TimeIsUp(Exception):
     """The time limit was reached."""
 
 
-_MORE_SECONDS, _MORE_WORK = 180.0, 60.0
+_MORE_SECONDS, _MORE_WORK = 240.0, 60.0
 """What must not be left out may take so long beyond the time limit, and so many seconds of this processor."""
 _BEGUN = 2.0
 """So much of both has what began in them: given up, it was for nothing.
