@@ -184,7 +184,28 @@ def test_nothing_is_promised_where_no_output_says_anything(tmp_path: Path) -> No
     save(net.model, tmp_path / "in.tflite")
     done = run(tmp_path / "in.tflite", tmp_path / "out.tflite", "--min-snr", "30", *QUICK)
     assert done.returncode == 0 and "UNVERIFIED" in done.stdout
-    assert "SNR promised: none: encodings were chosen by size alone; give --inputs" in done.stdout
+    assert "SNR promised: none: no output says anything; give --inputs" in done.stdout
+    proven = run(
+        tmp_path / "in.tflite", tmp_path / "proven", "--min-snr", "30", "--verify", "require", *QUICK
+    )
+    assert proven.returncode == 4 and not (tmp_path / "proven").exists()
+    assert "use --verify auto to write it" in proven.stderr and "was refused" not in proven.stdout
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("objective", ["file", "download"])
+def test_weights_stay_where_nothing_can_be_compared(objective: str, fixtures: Path, tmp_path: Path) -> None:
+    """Not even with itself: any noise would keep any bound."""
+    source = fixtures / "digits_cnn.tflite"
+    shape = load(source).subgraphs[0].inputs[0].shape or ()
+    name = load(source).subgraphs[0].inputs[0].name
+    np.savez(tmp_path / "nan.npz", **{name: np.full((8, *shape[1:]), np.nan, np.float32)})
+    given = ("--inputs", tmp_path / "nan.npz", "--objective", objective)
+    done = run(source, tmp_path / "out.tflite", "--min-snr", "30", *given)
+    assert done.returncode == 0 and "UNVERIFIED" in done.stdout
+    assert "no output says anything, so weights stay as they are" in done.stdout
+    assert "constants:" not in done.stdout and "can be stored otherwise" not in done.stdout
+    assert (tmp_path / "out.tflite").stat().st_size > 0.9 * source.stat().st_size
 
 
 @pytest.mark.runtime

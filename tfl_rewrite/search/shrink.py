@@ -127,10 +127,12 @@ def search_and_publish(
             try:
                 return _publish(plan, opened, ladder.best, made, ready)
             except RewriteFailed as error:
-                if not ladder.step_back(error.report.verdict):
-                    none = replace(made, promised=None, proven=None, proven_snr=None, proven_sure=None)
-                    none = replace(none, notes=(ladder.refused[-1], *made.notes))
-                    raise ShrinkFailed(error.what, none, error.remedy or remedy) from error
+                # What nobody can tell of one file, nobody can tell of another.
+                if error.report.unverified is None and ladder.step_back(error.report.verdict):
+                    continue
+                none = replace(made, promised=None, proven=None, proven_snr=None, proven_sure=None)
+                none = replace(none, notes=(*ladder.refused[-1:], *made.notes))
+                raise ShrinkFailed(error.what, none, error.remedy or remedy) from error
 
 
 _STEPS = 3
@@ -263,6 +265,11 @@ def _is_worth(frame: Frame) -> bool:
     return sizes[0] < sizes[1]
 
 
+def _tells(verdict: Verdict) -> bool:
+    """Whether the original agrees with itself in anything: no bound says anything of what is all NaN."""
+    return any(item.snr_db is not None or item.equal_share for item in verdict.outputs)
+
+
 def _all_tried(opened: Session) -> tuple[list[Tried], tuple[Step, ...]]:
     """Searches in floats, with integers, or both, as was asked for.
 
@@ -273,6 +280,10 @@ def _all_tried(opened: Session) -> tuple[list[Tried], tuple[Step, ...]]:
         UsageError: Integers alone were asked for, and there is nothing to calibrate them with.
     """
     goal = opened.wanted.goal
+    if goal.bounds_error and not _tells(opened.trials.measure({}).verdict):
+        with opened.judge() as judge:
+            kept = Standing(opened.trials, goal, judge, opened.clock, opened.trials.measure({})).found
+        return [replace(of_floats(opened, None, kept), chosen=True)], ()
     obstacle = "" if goal.activations == FLOATS else why_not(opened)
     if obstacle and goal.activations != ANY:
         raise UsageError(

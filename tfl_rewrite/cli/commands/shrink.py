@@ -79,7 +79,8 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
         share = found.nbytes / before if before else 1.0
         names = f"{safe(report.source)} -> {safe(report.target)}"
         lines.append(f"{names}: {before:,} -> {found.nbytes:,} bytes ({100 * share:.1f} %)")
-        if not report.units and not found.activations and len(report.curve) < 2:
+        told = report.proven is not None and report.proven.cause != "nothing"
+        if told and not report.units and not found.activations and len(report.curve) < 2:
             lines.append("no constant can be stored otherwise: nothing to do but what loses nothing")
     lines.append(f"searched with {report.split.text}; {report.files} files were run")
     lines += _steps(report, verbose=verbose)
@@ -97,9 +98,9 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
         lines += verified_lines(report.proven, verbose=verbose)
     if report.promised_snr is not None:
         lines.append(_promise(report))
-    elif found and found.choice and report.proven and report.proven.cause == "nothing":
-        told = "encodings were chosen by size alone; give --inputs that show what it computes"
-        lines.append(f"SNR promised: none: {told}")
+    elif found and report.proven and report.proven.cause == "nothing":
+        kept = "" if found.choice else ", so weights stay as they are"
+        lines.append(f"SNR promised: none: no output says anything{kept}; give --inputs that show more")
     notes = [f"note: {safe(note, limit=400)}" for note in report.notes]
     lines += notes if verbose or len(notes) < 2 else [f"{notes[0]}; {len(notes) - 1} more with -v"]
     return lines + ([] if report.report is None else next_lines(report.report, verbose=verbose))
