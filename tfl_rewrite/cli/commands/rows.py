@@ -188,7 +188,6 @@ def _shrinking() -> Groups:
     from tfl_rewrite.search.goals import Goal
 
     limit = f" (default: {SEARCH_SECONDS:g}; none: no limit)"
-    judged = judging(without=(*_JUDGED_BY_THE_GOAL, *_NEVER_FAILS))
     searching = tuple(
         replace(row, help=row.help + limit) if "--time-limit" in row.names else row
         for row in rows_of(Goal, without=_BUDGET, prefix=PREFIX)
@@ -198,15 +197,11 @@ def _shrinking() -> Groups:
         ("the budget", rows_of(Goal, only=_BUDGET, prefix=PREFIX)),
         ("the search", searching),
         ("what to show", _SHOWING),
-        ("verification", _changed(judged, "--verify", help=_SEARCHED)),
+        ("verification", judging(without=(*_JUDGED_BY_THE_GOAL, *_NEVER_FAILS))),
         ("writing", WRITING),
     )
 
 
-_SEARCHED = (
-    "auto (default): where no output says anything of what was changed, say UNVERIFIED and still write. "
-    "require: refuse then. off: refused, since a search runs files"
-)
 _MODE = (
     "for external buffers{0}. auto (default): run both{1}; if the original cannot run, "
     "say UNVERIFIED and still write. require: refuse then. off: run nothing. Parts are always compared "
