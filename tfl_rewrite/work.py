@@ -270,6 +270,39 @@ def opened_folder(path: str | os.PathLike[str], *, folder: int | None = None) ->
         raise
 
 
+def aside(call: Callable[[], Made]) -> Made:
+    """Returns what a call returns that stays long in somebody else's code, which no signal can end.
+
+    Python answers signals in the main thread, between two steps of its own. So such a call runs in another
+    one; if a signal ends the wait, nobody reads what it comes to, and it does not keep the process.
+
+    Args:
+        call: Lets other threads run meanwhile, and writes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    made: list[Made] = []
+    failed: list[BaseException] = []
+
+    def take() -> None:
+        try:
+            made.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=take, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        # The system has no more of them.
+        take()
+    else:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return made[0]
+
+
 # Signals that wait while something is done that must be done wholly or not at all.
 
 _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
+import threading
 import types
 import zlib
 
@@ -41,3 +44,39 @@ def test_libraries_are_asked_for_their_highest_level(monkeypatch: pytest.MonkeyP
     brotli = types.SimpleNamespace(compress=lambda data, quality: bytes(quality))
     monkeypatch.setattr(importlib, "import_module", {"zstandard": zstandard, "brotli": brotli}.__getitem__)
     assert (Codec.ZSTD.sized()(b"x"), Codec.BROTLI.sized()(b"x")) == (19, 11)
+
+
+@pytest.mark.parametrize("codec", list(Codec))
+def test_a_signal_is_answered_while_much_is_compressed(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries return once they are done, and until then Python answers none in the thread that called."""
+    ended, called = threading.Event(), list[threading.Thread]()
+
+    def compress(data: bytes, *_: object, **__: object) -> bytes:
+        called.append(threading.current_thread())
+        if called[-1] is not threading.main_thread():
+            os.kill(os.getpid(), signal.SIGINT)
+            ended.wait(60)
+        return data
+
+    library = types.SimpleNamespace(
+        compress=compress, ZstdCompressor=lambda level: types.SimpleNamespace(compress=compress)
+    )
+    monkeypatch.setattr(importlib, "import_module", lambda _name: library)
+    monkeypatch.setattr(zlib, "compress", compress)
+    sized = codec.sized()
+    assert sized(b"short") == 5
+    with pytest.raises(KeyboardInterrupt):
+        sized(bytes(1 << 20))
+    assert not ended.is_set()
+    ended.set()
+    called[-1].join()
+    assert [thread is threading.main_thread() for thread in called] == [True, False]
+
+
+def test_what_fails_elsewhere_fails_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compress(_data: bytes, _level: int) -> bytes:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(zlib, "compress", compress)
+    with pytest.raises(MemoryError, match="no room"):
+        Codec.DEFLATE.sized()(bytes(1 << 20))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import functools
 import os
-import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from tfl_rewrite.judge.settings import INSIDE, Judging, Tolerance
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.ir import Model
 from tfl_rewrite.numerics.codecs import Codec
+from tfl_rewrite.numerics.grids import deflated
 from tfl_rewrite.options.frozen import frozen
 from tfl_rewrite.options.json_data import shown
 from tfl_rewrite.passes.prune import Prune, PrunedChange
@@ -358,7 +358,7 @@ class Trials:
                 # What zeros spare is in the cost of their option already.
                 stored = isinstance(change, WeightChange)
                 if stored and self.goal.objective is Objective.DOWNLOAD and blob is not None:
-                    spared = blob.nbytes - len(zlib.compress(blob.view(), 6))
+                    spared = blob.nbytes - deflated(blob.view(), level=6)
                 found[change.buffer] = Stored(ratio(change.snr), spared)
         for number in range(1, len(self.folds) if rounding is Rounding.FITTED else 1):
             self._learn(number, choice, self.fresh(), rounding)
