@@ -331,6 +331,12 @@ def held_back() -> Iterator[None]:
         yield
 
 
+def signal_of(stop: BaseException | None) -> signal.Signals:
+    """Returns the signal that an interrupt came of: its first argument; without any, that of Ctrl-C."""
+    number: signal.Signals = next(iter(getattr(stop, "args", ())), signal.SIGINT)
+    return number
+
+
 def _deliver(noted: list[Any]) -> None:
     for number in dict.fromkeys(noted):
         signal.raise_signal(number)

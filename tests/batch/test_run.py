@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -164,15 +165,22 @@ def test_a_job_ends_when_it_is_told_to(fixtures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGINT, b"interrupted; "),
+        (signal.SIGTERM, b"terminated; "),
+        (signal.SIGHUP, b"hung up; "),
+    ],
+)
 def test_an_interrupt_leaves_whole_files_and_the_rest_can_be_done(
-    number: int, fixtures: Path, tmp_path: Path
+    number: signal.Signals, words: bytes, fixtures: Path, tmp_path: Path
 ) -> None:
     models, out = tmp_path / "models", tmp_path / "out"
     models.mkdir()
     for index in range(6):
         shutil.copy(fixtures / "dense.tflite", models / f"{index}.tflite")
-    words = [
+    call_of_it = [
         TOOL,
         "batch",
         f"{models}/*.tflite",
@@ -183,27 +191,53 @@ def test_an_interrupt_leaves_whole_files_and_the_rest_can_be_done(
         "--jobs",
         "1",
     ]
-    words += ["--verify", "off"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    call_of_it += ["--verify", "off"]
+    process = subprocess.Popen(
+        call_of_it, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
     deadline = time.monotonic() + 60
     while not (out / "0.tflite").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert b"interrupted" in said and b"Traceback" not in said
+    assert process.returncode == 128 + number, said
+    assert words in said and b" of 6 files are done; run it again" in said and b"Traceback" not in said
     made = outputs(out)
     assert 1 <= len(made) < 6 and not leftovers(out)
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["stopped"] and summary["exit_code"] == 130
+    assert summary["stopped"] and summary["exit_code"] == 128 + number
     for name in list(made):
         tfl_rewrite.load(out / name)
     for path in models.iterdir():
         if path.name not in made and path.name != "5.tflite":
             path.unlink()
-    assert subprocess.run([*words, "-q"], timeout=120, check=False).returncode == 0
+    assert subprocess.run([*call_of_it, "-q"], timeout=120, check=False).returncode == 0
     rows = json.loads((out / "summary.json").read_text())["files"]
     assert sum(bool(row["resumed"]) for row in rows) >= len(made) and len(rows) > len(made)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_interrupt_tells_how_many_files_there_are(
+    ended: bool,
+    fixtures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before the first one is done, and once all of them are."""
+
+    def rows(_config: object, jobs: list[Job], _stop: Path) -> Generator[dict[str, object], None, None]:
+        yield from (
+            {"name": job.name, "key": job.key, "status": "x", "exit_code": 0} for job in jobs[: 2 * ended]
+        )
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    monkeypatch.setattr("tfl_rewrite.batch.run._run", rows)
+    models = [fixtures / "dense.tflite", fixtures / "lstm.tflite"]
+    assert call(*models, "--out", tmp_path / "out", "--preset", "lossless") == 143
+    said = capsys.readouterr().err
+    assert f"terminated; {2 * ended} of 2 files are done; run it again to go on" in said
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_code"] == 143
 
 
 @pytest.mark.runtime

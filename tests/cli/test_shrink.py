@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import Goal, load, save, shrink
+from tfl_rewrite.cli import main
 from tfl_rewrite.cli.commands.shrink import goal_of
 from tfl_rewrite.cli.parser import parser
 from tfl_rewrite.errors import UsageError
+from tfl_rewrite.files.atomic import write_whole
 from tfl_rewrite.options.option import nbytes_of
 
 from ..nets import Net
@@ -158,6 +161,28 @@ def test_sizes_that_are_none(text: str) -> None:
 def test_a_time_limit_is_a_time(limit: Any) -> None:
     with pytest.raises(UsageError, match="time_limit"):
         Goal(min_snr=30.0, time_limit=limit)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_an_interrupt_tells_what_stays(
+    measured: bool,
+    fixtures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    state = tmp_path / "state.json"
+
+    def stopped(*_: object, **__: object) -> None:
+        if measured:
+            write_whole(state, b"{}", force=True)
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    monkeypatch.setattr("tfl_rewrite.cli.commands.shrink.search_and_publish", stopped)
+    words = [fixtures / "dense.tflite", tmp_path / "out.tflite", "--min-snr", "30", "--state", state]
+    assert main(["shrink", *map(str, words)]) == 143
+    but = f" but {state}" if measured else ""
+    assert capsys.readouterr().err == f"tfl-rewrite: error: terminated; nothing was written{but}\n"
 
 
 @pytest.mark.parametrize(("words", "limit"), [((), 480), (("--time-limit", "none"), None)])

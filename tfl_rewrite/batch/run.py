@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from tfl_rewrite.batch.plan import SUMMARIES, Job, access_to, plan, sha256_of
 from tfl_rewrite.batch.state import State, open_state, write_below
 from tfl_rewrite.errors import FileAccessError, UsageError
 from tfl_rewrite.interpreter.process import death_of
+from tfl_rewrite.work import signal_of
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 COLUMNS = (
@@ -61,17 +63,17 @@ class Summary:
 
     Attributes:
         rows: In order of names.
-        stopped: Whether the batch was interrupted.
+        stopped: What interrupted the batch, if anything did.
     """
 
     rows: tuple[dict[str, Any], ...]
-    stopped: bool = False
+    stopped: signal.Signals | None = None
 
     @property
     def exit_code(self) -> int:
-        """130 if it was interrupted; 0 if every file is done; else the worst: 4, then 5, 2 and 3."""
-        if self.stopped:
-            return 130
+        """Above 128 if a signal ended it; 0 if every file is done; else the worst: 4, then 5, 2 and 3."""
+        if self.stopped is not None:
+            return 128 + self.stopped
         codes = {row["exit_code"] for row in self.rows}
         return next((code for code in _WORST_FIRST if code in codes), 2)
 
@@ -87,7 +89,7 @@ class Summary:
             "schema": 1,
             "version": __version__,
             "exit_code": self.exit_code,
-            "stopped": self.stopped,
+            "stopped": self.stopped is not None,
             "counts": self.counts,
             "nbytes_before": sum(row.get("nbytes_before") or 0 for row in self.rows if _done(row)),
             "nbytes_after": sum(row.get("nbytes_after") or 0 for row in self.rows if _done(row)),
@@ -145,7 +147,8 @@ def run_batch(config: BatchConfig, *, force: bool = False, progress: Progress | 
 
     Raises:
         UsageError, FileAccessError: The batch cannot begin.
-        KeyboardInterrupt: It was stopped; what is done is done, and the summary is written.
+        KeyboardInterrupt: It was stopped; what is done is done, and the summary is written. Its arguments are
+            the signal, and how far the batch is.
     """
     jobs = plan(config, force=force)
     access = access_to(jobs)
@@ -163,13 +166,17 @@ def run_batch(config: BatchConfig, *, force: bool = False, progress: Progress | 
                     rows.append(row)
                     state.add(row)
                     say(len(rows), len(jobs), row)
-        except BaseException:
-            _finish(config.folder, state, rows, access, stopped=True)
+            return _finish(config.folder, state, rows, access)
+        except BaseException as error:
+            number = signal_of(error) if isinstance(error, KeyboardInterrupt) else signal.SIGINT
+            _finish(config.folder, state, rows, access, stopped=number)
+            if isinstance(error, KeyboardInterrupt):
+                files = "file is" if len(jobs) == 1 else "files are"
+                error.args = (number, f"{len(rows)} of {len(jobs)} {files} done; run it again to go on")
             raise
         finally:
             stop.unlink(missing_ok=True)
             shutil.rmtree(state.home / "work", ignore_errors=True)
-        return _finish(config.folder, state, rows, access, stopped=False)
 
 
 def _run(config: BatchConfig, jobs: list[Job], stop: Path) -> Generator[dict[str, Any], None, None]:
@@ -195,7 +202,14 @@ def _check_summaries(out: Path, state: State, *, force: bool) -> None:
             )
 
 
-def _finish(out: Path, state: State, rows: list[dict[str, Any]], access: int, *, stopped: bool) -> Summary:
+def _finish(
+    out: Path,
+    state: State,
+    rows: list[dict[str, Any]],
+    access: int,
+    *,
+    stopped: signal.Signals | None = None,
+) -> Summary:
     summary = Summary(tuple(sorted(rows, key=lambda row: str(row["name"]))), stopped)
     contents = summary.contents()
     for data in contents.values():

@@ -26,7 +26,8 @@ VERSION = f"tfl-rewrite {__version__}"
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 """Signals that end the program in order, and what is said of them.
 
-Each unwinds as KeyboardInterrupt, so that files and children are cleaned up; its argument is the signal.
+Each unwinds as KeyboardInterrupt, so that files and children are cleaned up; its arguments are the signal,
+and what it came to, where somebody on the way knows.
 """
 
 
@@ -85,7 +86,7 @@ def _main(argv: Sequence[str] | None) -> int:
             raise
         return _failed(error, given, arguments)
     except KeyboardInterrupt as stop:
-        return _stopped(stop.args[0] if stop.args else signal.SIGINT, arguments)
+        return _stopped(stop, arguments)
     except RecursionError:
         return _failed(FormatError("the file nests too deep"), given, arguments)
     except MemoryError:
@@ -96,18 +97,23 @@ def _main(argv: Sequence[str] | None) -> int:
             signal.signal(number, handler)
 
 
-def _stopped(number: signal.Signals, arguments: argparse.Namespace | None) -> int:
+def _stopped(stop: KeyboardInterrupt, arguments: argparse.Namespace | None) -> int:
     """Says what a signal came to; one that comes after the output got its name is too late."""
     from pathlib import Path
 
     from tfl_rewrite.cli.text import complain
     from tfl_rewrite.files.atomic import published
+    from tfl_rewrite.work import signal_of
 
+    number = signal_of(stop)
+    named = [] if arguments is None else [name for name in vars(arguments).values() if isinstance(name, str)]
+    made = [name for name in named if Path(os.path.realpath(name)) in published]
     target = getattr(arguments, "target", None)
-    if target is not None and Path(os.path.realpath(target)) in published:
+    if target in made:
         complain(f"{_WORDS[number]} after {target} was written")
         return 0
-    complain(f"{_WORDS[number]}; nothing was written")
+    came_to = "nothing was written" + (f" but {' and '.join(dict.fromkeys(made))}" if made else "")
+    complain(f"{_WORDS[number]}; {stop.args[1] if len(stop.args) > 1 else came_to}")
     return 128 + number
 
 
@@ -133,8 +139,10 @@ def _failed(error: TflRewriteError, given: Sequence[str], arguments: argparse.Na
 def _send_again(lost: sys.UnraisableHookArgs) -> None:
     """Sends a signal again whose exception came up where none can be raised, such as in a finalizer."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
+        from tfl_rewrite.work import signal_of
+
         # There may be no value, only its type.
-        number = next(iter(getattr(lost.exc_value, "args", ())), signal.SIGINT)
+        number = signal_of(lost.exc_value)
     elif lost.exc_type.__name__ == "Terminated":
         number = getattr(lost.exc_value, "number", signal.SIGTERM)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
 import time
 from collections import Counter
@@ -26,11 +25,6 @@ def batch_files(arguments: argparse.Namespace) -> int:
     progress = _Progress(arguments)
     try:
         summary = run_batch(config, force=arguments.force, progress=progress)
-    except KeyboardInterrupt:
-        progress.close()
-        done = f"{progress.done} of {progress.total} files are done"
-        warn(f"tfl-rewrite: interrupted; {done}; run it again to go on")
-        return 128 + signal.SIGINT
     finally:
         progress.close()
     show(
@@ -123,10 +117,9 @@ class _Progress:
         self._wanted = sys.stderr is not None and not arguments.quiet
         self._shown = self._wanted and sys.stderr.isatty()
         self._next = time.monotonic() + AFTER_SECONDS
-        self.done = self.total = self._failed = 0
+        self._failed = 0
 
     def __call__(self, done: int, total: int, row: dict[str, Any]) -> None:
-        self.done, self.total = done, total
         self._failed += row["exit_code"] != 0
         files = "file" if total == 1 else "files"
         text = f"{done} of {total} {files}{f', {self._failed} failed' if self._failed else ''}"
