@@ -236,6 +236,7 @@ def test_the_same_again_from_half_of_the_measurements(
     assert (tmp_path / "out.tflite").read_bytes() == found[1].read_bytes()
     assert report.files == found[0].files - 2 * len(kept)
     assert json.loads((tmp_path / "state.json").read_text())["noises"] == data["noises"]
+    assert not any("state.json" in note for note in report.notes)
 
 
 @pytest.mark.runtime
@@ -385,9 +386,10 @@ def test_made_inputs_are_said_to_be_made(fixtures: Path, tmp_path: Path) -> None
 
 @pytest.mark.runtime
 def test_nothing_to_choose_is_a_copy(fixtures: Path, tmp_path: Path) -> None:
-    goal = Goal(min_snr=30.0)
+    goal = Goal(min_snr=30.0, state=tmp_path / "state.json")
     report = tfl_rewrite.shrink(fixtures / "already_int8.tflite", tmp_path / "out.tflite", goal)
     assert not report.units and report.report is not None
+    assert any("state.json was not written: no constant" in note for note in report.notes)
     assert (tmp_path / "out.tflite").stat().st_size <= report.nbytes_before
 
 

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tfl_rewrite.calibration.holdout import Split
@@ -206,6 +207,8 @@ def report_of(
         text = f"nothing smaller was found that keeps {goal.text()}: the original, but for what loses nothing"
         own.append(text)
     own += names_note(model, goal, found.promised)
+    if goal.state is not None and not Path(goal.state).exists():
+        own.append(f"{os.fspath(goal.state)} was not written: no constant was measured alone, in floats")
     return ShrinkReport(
         goal=goal,
         source=source.path,
