@@ -7,21 +7,27 @@ import json
 import math
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tfl_rewrite import Goal, load, save, shrink
+from tfl_rewrite import Goal, Judging, load, save, shrink
+from tfl_rewrite.calibration.holdout import Split
 from tfl_rewrite.cli import main
-from tfl_rewrite.cli.commands.shrink import goal_of
+from tfl_rewrite.cli.commands.shrink import goal_of, lines_of
 from tfl_rewrite.cli.parser import parser
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.atomic import write_whole
 from tfl_rewrite.options.option import nbytes_of
+from tfl_rewrite.pipeline.report import Report
+from tfl_rewrite.search.report import ShrinkReport
+from tfl_rewrite.search.standing import Step
 
 from ..nets import Net
+from ..search.helpers import measured, verdict
 from .program import TOOL
 
 BIG = np.full(64, 1e6, np.float32)
@@ -288,3 +294,68 @@ def test_what_an_option_does_not_take(words: tuple[str, str], said: str) -> None
     with pytest.raises(UsageError) as failure:
         goal_of(parser("", line).parse_args(line))
     assert str(failure.value).startswith(said)
+
+
+def reported(goal: Goal, *, snr: float = 27.0, **more: Any) -> ShrinkReport:
+    """What a search came to: a file of 500 of 1000 bytes that keeps so many dB."""
+    made = measured(snr, 500, goal)
+    split = Split(((),), (), "3 samples", False)
+    proven = more.pop("proven", made.verdict)
+    done = Report(source="in", target="out", outcome="rewritten", nbytes_before=1000, nbytes_after=500)
+    found = {"promised": made, "proven": proven, "proven_snr": snr, "proven_sure": snr, "curve": (made,)}
+    found["report"] = proven and replace(done, verdict=replace(proven, sample_source="real"))
+    told = {"source": "in", "target": "out", "nbytes_before": 1000, "split": split, "files": 1, "units": ()}
+    return ShrinkReport(goal=goal, **{**told, **found, **more})
+
+
+def test_a_table_without_rows_is_none_and_nothing_is_to_be_chosen_of_it() -> None:
+    ended = (Step("int8 activations", False, 4, 1.0, None, None),)
+    none = {"promised": None, "proven": None}
+    found = reported(Goal(max_nbytes=5, time_limit=1.0), curve=(), steps=ended, **none)
+    told = "\n".join(lines_of(found, verbose=0))
+    assert "size against error" not in told and "ended the search: int8 activations" in told
+    assert found.remedy == "give more time with --time-limit, or another budget"
+    assert replace(found, steps=()).remedy == "choose another budget"
+    some = reported(Goal(max_nbytes=5), **none)
+    assert some.remedy == "choose a point of the table, or another budget"
+    assert any(line.startswith("size against error") for line in lines_of(some, verbose=0))
+
+
+def test_notes_that_are_not_shown_are_counted_with_those_of_the_verdict() -> None:
+    proven = replace(verdict({}), notes=("in.npz: not an input: 'extra'",))
+    found = reported(Goal(min_snr=20.0), proven=proven, notes=("names take 9 bytes", "they differ"))
+    (line,) = (line for line in lines_of(found, verbose=0) if line.startswith("note: "))
+    assert line == "note: in.npz: not an input: 'extra'; 2 more notes with -v"
+    told = [line.strip() for line in lines_of(found, verbose=1)]
+    notes = ["in.npz: not an input: 'extra'", "names take 9 bytes", "they differ"]
+    assert [line for line in told if line.startswith("note: ")] == [f"note: {note}" for note in notes]
+
+
+@pytest.mark.parametrize(
+    ("goal", "told"),
+    [
+        (Goal(min_snr=5.0), "a higher --min-snr loses less"),
+        (Goal(max_nbytes=600), "a larger --max-size loses less"),
+        (Goal(min_agreement=0.5, max_nbytes=600), "--min-snr bounds it, too"),
+    ],
+)
+def test_a_noticeable_loss_is_told_with_what_bounds_it(goal: Goal, told: str) -> None:
+    (line,) = (
+        line for line in lines_of(reported(goal, snr=14.0), verbose=0) if line.startswith("next: the loss")
+    )
+    assert line == f"next: the loss is noticeable: 14.0 dB at the lowest; {told}"
+
+
+@pytest.mark.runtime
+def test_notes_on_inputs_and_on_what_was_asked_for_come_first(fixtures: Path, tmp_path: Path) -> None:
+    with np.load(fixtures / "inputs" / "mtcnn_rnet.npz") as file:
+        values = {key: file[key].copy() for key in file.files}
+    (name,) = values
+    # The first sample is of the search, the last one is held out.
+    values[name][0].reshape(-1)[0] = np.nan
+    np.savez(tmp_path / "in.npz", extra=np.zeros((len(values[name]), 1), np.float32), **values)
+    goal = Goal(min_agreement=0.5, exclude=("nothing_like_it",), effort="fast", encodings=("int8",))
+    judging = Judging(inputs=(tmp_path / "in.npz",))
+    report = shrink(fixtures / "mtcnn_rnet.tflite", tmp_path / "out.tflite", goal, judging=judging)
+    assert "'extra'" in report.notes[0] + report.notes[1] and "1 NaN" in report.notes[0] + report.notes[1]
+    assert "nothing_like_it" in report.notes[2] and report.notes[-1].startswith("names of tensors")

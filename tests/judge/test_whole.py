@@ -407,6 +407,14 @@ def test_samples_that_are_all_equal_are_named(tmp_path: Path) -> None:
         assert any("the samples are all equal" in reason for reason in verdict.reasons) is told
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_samples_that_hold_nan_are_not_called_equal(count: int, tmp_path: Path) -> None:
+    file, rounded = dense(tmp_path / "a.tflite", weights(0)), dense(tmp_path / "b.tflite", weights(0) * 1.001)
+    np.savez(tmp_path / "in.npz", x=np.full((count, 1, SIZE), np.nan, np.float32))
+    (reason,) = verify(file, rounded, Judging(inputs=[tmp_path / "in.npz"])).reasons
+    assert reason.endswith("the samples hold NaN, give some that do not") and "equal" not in reason
+
+
 @pytest.mark.parametrize("after", [None, "SOFTMAX"])
 def test_the_largest_of_a_row_is_told_of_where_rows_are_shares(after: str | None, tmp_path: Path) -> None:
     file = dense(tmp_path / "a.tflite", weights(0), after=after)

@@ -172,6 +172,8 @@ class World:
         self.last = made
         return made.nbytes
 
+    inputs = "held-out inputs"
+
     def evaluate(self, _path: Path) -> Figures:
         return judged(self.snr(self.last.choice, self.last.rounding) - self.held)
 

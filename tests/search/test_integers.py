@@ -97,7 +97,7 @@ def test_sixteen_bits_where_eight_miss_the_budget(digits: tuple[Path, Judging], 
 @pytest.mark.runtime
 def test_a_kind_that_misses_the_budget_is_told(digits: tuple[Path, Judging], tmp_path: Path) -> None:
     report = search(digits, tmp_path / "out.tflite", min_snr=60.0, activations="int8")
-    assert "on held-out ones" in outcomes(report)["int8"]
+    assert "on held-out inputs" in outcomes(report)["int8"]
     # The original keeps it.
     assert outcomes(report)["float"] == "" and report.promised is not None and not report.promised.choice
     assert (tmp_path / "out.tflite").stat().st_size == report.promised.nbytes

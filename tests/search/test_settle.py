@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tfl_rewrite.search.clock import TimeIsUp
+from tfl_rewrite.search.clock import Clock, TimeIsUp
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures
-from tfl_rewrite.search.settle import MOST_TRIES, Room, _room, caveats, in_order
+from tfl_rewrite.search.settle import MOST_TRIES, Room, _room, caveats, in_order, settle
 from tfl_rewrite.search.standing import Found
 from tfl_rewrite.search.trials import Measured, Rounding
 from tfl_rewrite.weights.rounders import Effort
@@ -223,6 +223,24 @@ def test_outputs_that_jump_are_named(kept: float, others: list[float], said: boo
         assert "between 12.0 and 93.0 dB" in notes[0]
         # Of a search that time ended nobody knows.
         assert not caveats(goal, settled, curve, is_done=False)
+
+
+@pytest.mark.parametrize("inputs", ["held-out inputs", "the same inputs"])
+def test_what_missed_the_bound_at_first_is_called_what_it_is(inputs: str) -> None:
+    goal = Goal(min_snr=30.0)
+    world: Any = World(goal, held=5.0)
+    world.inputs, world.curve_traced, world.clock = inputs, True, Clock()
+    (note,) = settle(world, world, goal, world).notes
+    assert note.startswith(f"the file missed the bound on {inputs} at first: the search kept 3")
+
+
+def test_few_samples_that_were_searched_with_are_no_others() -> None:
+    goal = Goal(min_snr=30.0, min_agreement=0.99)
+    settled = Found(measured(43.0, 2000, goal), judged(33.0))
+    told = caveats(goal, settled)
+    # What was asked for comes first.
+    assert "cannot be told from 0 samples" in told[0] and "are far apart" in told[1]
+    assert not any("are far apart" in note for note in caveats(goal, settled, held_out=False))
 
 
 def test_a_channel_that_keeps_files_from_being_smaller_is_named() -> None:

@@ -63,6 +63,11 @@ class Split:
     reason: str = ""
 
     @property
+    def judges(self) -> str:
+        """What judges a file, in words."""
+        return "held-out inputs" if self.held_out else "the same inputs"
+
+    @property
     def everything(self) -> Paths:
         """The inputs of all folds."""
         return tuple(path for fold in self.folds for path in fold)

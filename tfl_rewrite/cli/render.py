@@ -285,8 +285,14 @@ def _damage_lines(report: Report, verbose: int) -> list[str]:
     return lines
 
 
-def next_lines(report: Report, *, verbose: int) -> list[str]:
-    """Says what to do with the file; after a failure, the error says it."""
+def next_lines(report: Report, *, verbose: int, less: str = "a higher --min-snr loses less") -> list[str]:
+    """Says what to do with the file; after a failure, the error says it.
+
+    Args:
+        report: Of what was done.
+        verbose: Whether each change was told.
+        less: With what less is lost.
+    """
     if report.outcome != "rewritten":
         return []
     files = f"{shell(report.source)} {shell(report.target)}"
@@ -306,7 +312,7 @@ def next_lines(report: Report, *, verbose: int) -> list[str]:
     if report.dry_run:
         return ["next: the same without --dry-run writes it"]
     if worst is not None and worst < _NOTICEABLE_DB:
-        how = judge if made else "--min-snr asks for less"
+        how = judge if made else less
         return [f"next: the loss is noticeable: {worst:.1f} dB at the lowest; {how}"]
     if verdict is None or verdict.status == "unverified":
         return [f"next: {'; '.join(filter(None, ('try it where it is to run', diff)))}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from tfl_rewrite.judge.reference import UNASKED, Original, PathLike, Reference, 
 from tfl_rewrite.judge.repeats import Repeats, Tallying, between, differences, differing
 from tfl_rewrite.judge.retyped import as_type_of, beyond
 from tfl_rewrite.judge.settings import Judging, Tolerance
+from tfl_rewrite.judge.tally import OutputTally
 from tfl_rewrite.judge.verdict import (
     EntryVerdict,
     JudgeInfo,
@@ -391,10 +392,9 @@ class Judge:
         )
         entries = tuple(_of_entry(reference, entry, outputs) for entry in reference.interface.entry_points)
         status, why, differences = weighed(entries)
-        if why == "nothing" and len(reference.calls) > 1 and reference.is_uniform:
-            differences = tuple(
-                f"{text}: the samples are all equal, give some that differ" for text in differences
-            )
+        if why == "nothing":
+            remedy = _remedy(reference, tallies.values())
+            differences = tuple(f"{text}{remedy}" for text in differences)
         if reasons:
             status = "fail"
             differences = differences if why == "outputs" else ()
@@ -538,6 +538,15 @@ def _assumed(reference: Reference) -> tuple[str, ...]:
 
 _UNREPEATABLE = "unrepeatable", "the original does not repeat its own outputs from one run to the next"
 _KERNELS = "kernels", "the original differs from itself as much when other kernels compute it"
+
+
+def _remedy(reference: Reference, tallies: Iterable[OutputTally]) -> str:
+    """Returns what is to be said of samples with which no output says anything, behind a colon."""
+    if any(tally.elements and tally.all_nan == tally.samples for tally in tallies) and reference.holds_nan:
+        return ": the samples hold NaN, give some that do not"
+    if len(reference.calls) > 1 and reference.is_uniform:
+        return ": the samples are all equal, give some that differ"
+    return ""
 
 
 def _of_entry(

@@ -7,13 +7,15 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 
+import numpy as np
+
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.interpreter.child import load_array
-from tfl_rewrite.interpreter.interface import EntryPoint, Interface
+from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface
 from tfl_rewrite.interpreter.memory import amount
 from tfl_rewrite.interpreter.worker import RESOLVERS, Execution, Failure, Worker
 from tfl_rewrite.judge.channels import Movement
@@ -103,15 +105,27 @@ class Reference:
     @property
     def is_uniform(self) -> bool:
         """Whether all samples of each entry point are equal."""
-        # Where the arrays lie: an input that serves several calls is stored once.
-        listed = json.loads(self.steps.read_text(encoding="utf-8"))
         known: dict[str | None, list[bytes]] = {}
-        for call, step in zip(self.calls, listed, strict=False):
-            arrays = [load_array(Path(stem)) for _, stem in step["inputs"]]
+        for signature, arrays in self._given():
             given = [repr(array.shape).encode() + array.tobytes() for array in arrays]
-            if known.setdefault(call.signature, given) != given:
+            if known.setdefault(signature, given) != given:
                 return False
         return True
+
+    @property
+    def holds_nan(self) -> bool:
+        """Whether every sample holds a NaN: what most models make of that is NaN."""
+        return all(
+            any(array.dtype.kind in "fc" and bool(np.isnan(array).any()) for array in arrays)
+            for _, arrays in self._given()
+        )
+
+    def _given(self) -> Iterator[tuple[str | None, list[Array]]]:
+        """Yields the signature and the inputs of each call."""
+        # Where the arrays lie: an input that serves several calls is stored once.
+        listed = json.loads(self.steps.read_text(encoding="utf-8"))
+        for call, step in zip(self.calls, listed, strict=False):
+            yield call.signature, [load_array(Path(stem)) for _, stem in step["inputs"]]
 
     @property
     def unseen(self) -> tuple[str, ...]:

@@ -197,6 +197,7 @@ class HoldoutJudge:
         goal: What is judged by.
         beside: A judge whose processes are used; it is closed later.
         metric: The user's own figure on those inputs.
+        inputs: What those are, in words: they may be those of the search.
     """
 
     source: str | os.PathLike[str]
@@ -205,6 +206,7 @@ class HoldoutJudge:
     goal: Goal
     beside: Judge
     metric: Metric | None = None
+    inputs: str = "held-out inputs"
     _judge: Judge = field(init=False)
     _inside: Judge | None = field(init=False, default=None)
     _stack: contextlib.ExitStack = field(init=False)

@@ -171,7 +171,8 @@ class Rivals:
             if any(item.keeps for item in found) and goal.bounds_error and found[0].keeps:
                 told = f"not tried: {found[0].activations} keeps the budget with fewer bits"
                 found.append(Tried(activations=kind, reason=told))
-            elif self.opened.clock.is_past():
+                continue
+            if self.opened.clock.is_past():
                 found.append(Tried(activations=kind, reason="not tried: no time was left"))
             else:
                 try:
@@ -180,10 +181,9 @@ class Rivals:
                     if len(wanted) == 1:
                         raise
                     found.append(Tried(activations=kind, reason=error.what))
-                clock, files = self.opened.clock, self.opened.trials.files
-                best, finished = found[-1].found.promised, not clock.is_past()
-                step = Step.of(f"{kind} activations", clock, files, best, finished=finished)
-                self.steps.append(step)
+            clock, files = self.opened.clock, self.opened.trials.files
+            best, done = found[-1].found.promised, not clock.is_past()
+            self.steps.append(Step.of(f"{kind} activations", clock, files, best, finished=done))
         return found
 
     def _best(self, kind: str) -> Tried:
@@ -247,7 +247,7 @@ class Rivals:
                 curve=(promised,),
             )
             if short > 0:
-                return replace(made, reason=_missed(goal, promised, proven)), short
+                return replace(made, reason=_missed(goal, promised, proven, self.judge.inputs)), short
             plain, refused = Found(promised, proven), ""
             finer = settle(search, trials, goal, self.judge) if search.units else plain
             made = replace(made, curve=(promised, *search.curve))
@@ -274,14 +274,14 @@ class Rivals:
         return replace(made, reason=refused), short
 
 
-def _missed(goal: Goal, promised: Measured, proven: Figures) -> str:
+def _missed(goal: Goal, promised: Measured, proven: Figures, inputs: str) -> str:
     """Says what a file keeps of a budget that it misses."""
     if not promised.runs or not proven.runs:
         return "; ".join((*promised.verdict.reasons, *proven.verdict.reasons))
     # Not only the ratio: a channel, a class or a row may be lost where the whole is kept.
     failed = [
         f"{output.label}: {output.reason}, {where}"
-        for item, where in ((promised, "on the samples of the search"), (proven, "on held-out ones"))
+        for item, where in ((promised, "on the samples of the search"), (proven, f"on {inputs}"))
         for output in item.verdict.outputs
         if not output.passed
     ]
@@ -289,7 +289,7 @@ def _missed(goal: Goal, promised: Measured, proven: Figures) -> str:
         return "; ".join(failed)
     told = [
         f"{'exact' if item.snr is None else f'{item.snr:.1f} dB'} {where}"
-        for item, where in ((promised, "on the samples of the search"), (proven, "on held-out ones"))
+        for item, where in ((promised, "on the samples of the search"), (proven, f"on {inputs}"))
     ]
     chance = proven.snr is not None and proven.sure is not None and proven.snr - proven.sure >= 0.05
     less = f" less {proven.snr - proven.sure:.1f} that may be chance" if chance else ""  # type: ignore[operator]
@@ -342,16 +342,16 @@ def chosen(opened: Session, tried: Sequence[Tried]) -> list[Tried]:
         if (weighed := known.get(item.activations)) is None
         else replace(weighed, chosen=True)
         if weighed is best
-        else replace(weighed, reason=_lost(goal, weighed, best))
+        else replace(weighed, reason=_lost(opened, weighed, best))
         for item in tried
     ]
 
 
-def _lost(goal: Goal, item: Tried, best: Tried) -> str:
-    if not goal.bounds_error:
+def _lost(opened: Session, item: Tried, best: Tried) -> str:
+    if not opened.wanted.goal.bounds_error:
         kept = ["exact" if each.snr is None else f"{each.snr:.1f} dB" for each in (item, best)]
-        return f"{kept[0]} on held-out inputs, {kept[1]} with {best.activations}"
-    told = [_told(goal, each) for each in (item, best)]
+        return f"{kept[0]} on {opened.split.judges}, {kept[1]} with {best.activations}"
+    told = [_told(opened.wanted.goal, each) for each in (item, best)]
     return f"{told[0]}, {told[1]} with {best.activations}"
 
 

@@ -85,6 +85,14 @@ class ShrinkReport(JsonData):
         return f"no file was found within the budget ({self.goal.text()}){''.join(why)}"
 
     @property
+    def remedy(self) -> str:
+        """What may help where no file keeps the budget."""
+        ways = ["give more time with --time-limit"] if self.ended_in is not None else []
+        if any(item.choice or item.activations for item in self.pareto):
+            ways.append("choose a point of the table")
+        return ", ".join([*ways, "or another budget"]) if ways else "choose another budget"
+
+    @property
     @computed("expected_snr_db", made=finite(3), after="goal")
     def expected_snr(self) -> float | None:
         """What other inputs of the kind are likely to show, in dB.
@@ -202,13 +210,17 @@ def report_of(
     unmatched = unmatched_notes(goal.weights.selection, model, Graph.of(model))
     kept = found.promised is not None and not (found.promised.choice or found.promised.activations)
     is_done = all(step.finished for step in steps)
-    doubts = caveats(goal, found, best.curve, is_done=is_done)
+    doubts = caveats(goal, found, best.curve, is_done=is_done, held_out=opened.split.held_out)
+    # What the inputs of the search hold; the verdict tells it of those that judge.
+    given = opened.trials.measure({}).verdict.notes
     if kept and goal.bounds_error and best.search is not None and best.search.units:
         text = f"nothing smaller was found that keeps {goal.text()}: the original, but for what loses nothing"
         own.append(text)
-    own += names_note(model, goal, found.promised)
     if goal.state is not None and not Path(goal.state).exists():
         own.append(f"{os.fspath(goal.state)} was not written: no constant was measured alone, in floats")
+    # What was given and asked for comes first.
+    notes = [*given, *unmatched, *refused, *doubts, *own, *found.notes]
+    notes += names_note(model, goal, found.promised)
     return ShrinkReport(
         goal=goal,
         source=source.path,
@@ -226,7 +238,7 @@ def report_of(
         overrun=opened.clock.overrun,
         steps=tuple(steps),
         tried=() if goal.activations == FLOATS else tuple(tried),
-        notes=(*refused, *unmatched, *own, *found.notes, *doubts),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 

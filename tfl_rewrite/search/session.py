@@ -119,10 +119,10 @@ class Session:
 
     def judge(self) -> HoldoutJudge:
         """Returns what judges by the inputs that were held out; to be entered once something was measured."""
-        goal, source = self.wanted.goal, self.wanted.frame.source
+        goal, source, own = self.wanted.goal, self.wanted.frame.source, self.trials
         metric = goal.metric
         figure = MetricProcess(metric, source, [self.far], self.folder) if metric is not None else None
-        return HoldoutJudge(source, self.trials.inside, self.far, goal, self.trials.judge, figure)
+        return HoldoutJudge(source, own.inside, self.far, goal, own.judge, figure, self.split.judges)
 
     def encodings(self) -> Search:
         """Measures what each encoding of each constant costs; returns what finds assignments of them.

@@ -87,9 +87,8 @@ def settle(
             if best.promised is None or found.cost < best.promised.cost:
                 best = Found(found, judged, margin=room.margin)
         else:
-            notes = [
-                f"held-out inputs missed the bound at first: the search kept {snr_of(found):.1f} dB then"
-            ]
+            missed = f"the file missed the bound on {judge.inputs} at first"
+            notes = [f"{missed}: the search kept {snr_of(found):.1f} dB then"]
         room.move(missing)
     return replace(best, notes=tuple(notes))
 
@@ -202,14 +201,22 @@ def _jumps(goal: Goal, promised: Measured, curve: Sequence[Measured]) -> list[st
     ]
 
 
-def caveats(goal: Goal, settled: Found, curve: Sequence[Measured] = (), *, is_done: bool = True) -> list[str]:
-    """Returns what a reader should know of how sure this is.
+def caveats(
+    goal: Goal,
+    settled: Found,
+    curve: Sequence[Measured] = (),
+    *,
+    is_done: bool = True,
+    held_out: bool = True,
+) -> list[str]:
+    """Returns what a reader should know of how sure this is, what was asked for first.
 
     Args:
         goal: The bounds.
         settled: What the search came to.
         curve: All files that were measured.
         is_done: Whether the search came to its end; if time ended it, gaps between files say nothing.
+        held_out: Whether the search never saw the samples that judge.
     """
     if settled.proven is None or settled.promised is None:
         return []
@@ -225,7 +232,7 @@ def caveats(goal: Goal, settled: Found, curve: Sequence[Measured] = (), *, is_do
             " counts, since outputs that are sure of themselves hide noise"
         )
     first, second = settled.promised.snr, settled.proven.snr
-    if first is not None and second is not None and abs(first - second) > _APART:
+    if held_out and first is not None and second is not None and abs(first - second) > _APART:
         text = f"{first:.1f} dB on {counts[0]} samples and {second:.1f} dB on {counts[1]} others"
         notes.append(f"{text} are far apart: what other inputs show may differ as much")
     if goal.min_agreement is None:
@@ -235,9 +242,9 @@ def caveats(goal: Goal, settled: Found, curve: Sequence[Measured] = (), *, is_do
         return notes
     many = f"at least {needed}" if math.isfinite(needed) else "many"
     return [
-        *notes,
         f"agreement of {goal.min_agreement:.2%} cannot be told from {min(counts)} samples: give {many} to"
         " search with, and as many to hold out",
+        *notes,
     ]
 
 

@@ -121,9 +121,8 @@ def search_and_publish(
         ladder = Ladder(opened, tried)
         while True:
             made = report_of(plan, opened, ladder.best, ladder.tried, steps, ladder.refused)
-            remedy = "choose a point of the table, or another budget"
             if made.promised is None or made.proven is None:
-                raise ShrinkFailed(f"{made.missed}; nothing was written", made, remedy)
+                raise ShrinkFailed(f"{made.missed}; nothing was written", made, made.remedy)
             try:
                 return _publish(plan, opened, ladder.best, made, ready)
             except RewriteFailed as error:
@@ -132,7 +131,7 @@ def search_and_publish(
                     continue
                 none = replace(made, promised=None, proven=None, proven_snr=None, proven_sure=None)
                 none = replace(none, notes=(*ladder.refused[-1:], *made.notes))
-                raise ShrinkFailed(error.what, none, error.remedy or remedy) from error
+                raise ShrinkFailed(error.what, none, error.remedy or made.remedy) from error
 
 
 _STEPS = 3

@@ -14,7 +14,7 @@ from tfl_rewrite.cli.commands.rows import PREFIX, SEARCH_SECONDS
 from tfl_rewrite.cli.files import SideFiles
 from tfl_rewrite.cli.options import given, judging_of
 from tfl_rewrite.cli.progress import Bar
-from tfl_rewrite.cli.render import next_lines, verified_lines
+from tfl_rewrite.cli.render import next_lines, noted, verified_lines
 from tfl_rewrite.cli.text import safe, show
 from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import made_with
@@ -101,9 +101,20 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     elif found and report.proven and report.proven.cause == "nothing":
         kept = "" if found.choice else ", so weights stay as they are"
         lines.append(f"SNR promised: none: no output says anything{kept}; give --inputs that show more")
-    notes = [f"note: {safe(note, limit=400)}" for note in report.notes]
-    lines += notes if verbose or len(notes) < 2 else [f"{notes[0]}; {len(notes) - 1} more with -v"]
-    return lines + ([] if report.report is None else next_lines(report.report, verbose=verbose))
+    # With all that was measured, the verdict's own notes were told above.
+    own = () if report.proven is None else report.proven.notes
+    notes = [note for note in report.notes if note not in own] if verbose else [*own, *report.notes]
+    lines += noted(list(dict.fromkeys(notes)), verbose)
+    if report.report is not None:
+        lines += next_lines(report.report, verbose=verbose, less=_less(report.goal))
+    return lines
+
+
+def _less(goal: Goal) -> str:
+    """Says with what budget less is lost."""
+    if goal.min_snr is not None:
+        return "a higher --min-snr loses less"
+    return "--min-snr bounds it, too" if goal.bounds_error else "a larger --max-size loses less"
 
 
 def _steps(report: ShrinkReport, *, verbose: int) -> list[str]:
@@ -139,7 +150,9 @@ def _activations(report: ShrinkReport) -> list[str]:
 
 
 def _curve(report: ShrinkReport) -> list[str]:
-    """Shows what else there is to choose."""
+    """Shows what else there is to choose; nothing where no file was measured."""
+    if not report.pareto:
+        return []
     lines = ["size against error, on the inputs of the search:"]
     for item in report.pareto:
         mark = "  <- this one" if report.is_chosen(item) else ""
@@ -158,7 +171,7 @@ def _promise(report: ShrinkReport) -> str:
     likely = ""
     if report.expected_snr != report.promised_snr:
         likely = f"likely {_snr(report.expected_snr)}: "
-    others = "held-out inputs" if report.split.held_out else "the file on the same inputs"
+    others = report.split.judges if report.split.held_out else f"the file on {report.split.judges}"
     return f"SNR promised: {_snr(report.promised_snr)} ({likely}search {found}, {others} {proven})"
 
 
