@@ -216,3 +216,13 @@ def shell_path(path: str) -> str:
     import shlex
 
     return shlex.quote(f"./{path}" if path.startswith("-") and path != "-" else path)
+
+
+def percent(share: float) -> str:
+    """Returns a share of 1 as per cent, with two digits that count and never an exponent."""
+    found = 100 * share
+    if found < 0.001:
+        return "less than 0.001 %"
+    if found >= 1e6:
+        return "more than 1,000,000 %"
+    return f"{float(f'{found:.2g}'):,.0f} %" if found >= 10 else f"{found:.2g} %"

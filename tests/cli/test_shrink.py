@@ -23,7 +23,7 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.files.atomic import write_whole
 from tfl_rewrite.options.option import nbytes_of
 from tfl_rewrite.pipeline.report import Report
-from tfl_rewrite.search.report import ShrinkReport
+from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
 from tfl_rewrite.search.standing import Step
 
 from ..nets import Net
@@ -79,6 +79,8 @@ def test_all_that_it_writes(fixtures: Path, inputs: Path, tmp_path: Path) -> Non
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
+    told = "1 on held-out inputs, 1 on those of the search; at least 1 was asked for; the original has 1"
+    assert f"\nmetric mine:same: {told}\n" in done.stdout
     assert "SNR promised: " in done.stdout and "<- this one" in done.stdout and "held out" in done.stdout
     assert (
         f"\nnext: what changed: tfl-rewrite diff {fixtures / 'digits_cnn.tflite'} {target}\n" in done.stdout
@@ -359,3 +361,60 @@ def test_notes_on_inputs_and_on_what_was_asked_for_come_first(fixtures: Path, tm
     report = shrink(fixtures / "mtcnn_rnet.tflite", tmp_path / "out.tflite", goal, judging=judging)
     assert "'extra'" in report.notes[0] + report.notes[1] and "1 NaN" in report.notes[0] + report.notes[1]
     assert "nothing_like_it" in report.notes[2] and report.notes[-1].startswith("names of tensors")
+
+
+METRIC: dict[str, Any] = {"metric": "mine:same", "min_metric": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("goal", "kept"),
+    [
+        (Goal(**METRIC), "metric mine:same of at least 0.5"),
+        (Goal(min_agreement=0.9), "argmax agreement of 90.00%"),
+        (Goal(max_nbytes=600), "at most 600 bytes"),
+        (Goal(min_snr=-5.0, **METRIC), ""),
+        (Goal(max_error=5.0), ""),
+    ],
+)
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_outputs_of_which_nothing_was_asked_are_not_said_to_agree(
+    goal: Goal, kept: str, verbose: int
+) -> None:
+    found = reported(goal, snr=-1.6)
+    (line,) = (line for line in lines_of(found, verbose=verbose) if line.startswith("verified: "))
+    # Never 1.2e+02.
+    assert line.endswith("is off by 120 % of its size (SNR -1.6 dB)")
+    if kept:
+        assert line.startswith(f"verified: PASS: the file keeps what was asked for ({kept}) on ")
+    else:
+        assert line.startswith("verified: PASS: the output agrees on ")
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_the_users_own_figure_is_told(held_out: bool, verbose: int) -> None:
+    goal = Goal(**METRIC)
+    made = replace(measured(27.0, 500, goal), metric=0.75)
+    figures = {"proven_metric": 0.5, "original_metric": math.nan}
+    found = reported(
+        goal, promised=made, curve=(made,), split=Split((), (), "", held_out=held_out), **figures
+    )
+    told = "0.5 on held-out inputs, 0.75 on those of the search" if held_out else "0.5 on the same inputs"
+    lines = lines_of(found, verbose=verbose)
+    assert f"metric mine:same: {told}; at least 0.5 was asked for; the original has NaN" in lines
+    assert any(line.endswith("metric 0.75  <- this one") for line in lines) is bool(verbose)
+    assert not any(
+        line.startswith("metric") for line in lines_of(reported(Goal(min_snr=5.0)), verbose=verbose)
+    )
+
+
+@pytest.mark.runtime
+def test_a_bound_that_the_original_misses_is_told(fixtures: Path, tmp_path: Path) -> None:
+    # Both arguments are never one and the same object: 0.
+    goal = Goal(metric="operator:is_", min_metric=0.5, effort="fast", encodings=("int8:tensor:dequantize",))
+    with pytest.raises(ShrinkFailed) as failure:
+        shrink(fixtures / "dense.tflite", tmp_path / "out.tflite", goal)
+    told = "the original itself has 0 by metric operator:is_, not 0.5 or more; nothing was written"
+    assert failure.value.what == told and failure.value.remedy is not None
+    assert failure.value.remedy.startswith("lower --min-metric") and "table" not in failure.value.remedy
+    assert failure.value.report.to_dict()["original_metric"] == 0.0

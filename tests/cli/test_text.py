@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tfl_rewrite.cli.text import print_lines, shell
+from tfl_rewrite.errors import percent
 
 LINES = ["verified: PASS: all of it", "  " + "a" * 100 + "  12"]
 
@@ -38,3 +39,21 @@ def test_a_path_is_no_option_in_a_command_to_copy() -> None:
         "'my model'",
         "./--",
     ]
+
+
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [
+        (1.23, "120 %"),
+        (1.0, "100 %"),
+        (0.996, "100 %"),
+        (0.1234, "12 %"),
+        (0.0149, "1.5 %"),
+        (1e-5, "0.001 %"),
+        (9e-6, "less than 0.001 %"),
+        (12.3, "1,200 %"),
+        (1e30, "more than 1,000,000 %"),
+    ],
+)
+def test_per_cent_has_no_exponent(share: float, told: str) -> None:
+    assert percent(share) == told

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from tfl_rewrite.search.clock import Clock, TimeIsUp
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures
 from tfl_rewrite.search.settle import MOST_TRIES, Room, _room, caveats, in_order, settle
-from tfl_rewrite.search.standing import Found
+from tfl_rewrite.search.standing import Found, metric_of_original
 from tfl_rewrite.search.trials import Measured, Rounding
 from tfl_rewrite.weights.rounders import Effort
 
@@ -288,3 +291,25 @@ def test_what_is_proven_stays_where_time_ends_the_next_try(monkeypatch: pytest.M
     found = run(world, start)
     assert found.promised is not None and start.promised is not None
     assert found.promised.nbytes < start.promised.nbytes
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "told"),
+    [
+        (0.75, 0.5, 0.5),
+        (0.5, 0.75, 0.5),
+        (0.5, math.nan, math.nan),
+        (math.nan, 0.5, math.nan),
+        (0.5, None, 0.5),
+    ],
+)
+def test_where_nothing_was_found_the_lower_figure_of_the_original_counts(
+    first: float, other: float | None, told: float
+) -> None:
+    original = replace(measured(math.inf, 1000, BEST), metric=first)
+    judge = SimpleNamespace(evaluate=lambda _path: replace(judged(math.inf), metric=other))
+    trials: Any = SimpleNamespace(measure=lambda _choice: original, finish=lambda _made: 0, path=Path("made"))
+    entered: Any = lambda: contextlib.nullcontext(judge)  # noqa: E731
+    assert str(metric_of_original(trials, entered, Found())) == str(told)
+    # The file's own are told elsewhere.
+    assert str(metric_of_original(trials, entered, Found(original))) == str(first)

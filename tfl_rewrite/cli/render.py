@@ -68,12 +68,17 @@ def report_lines(report: Report, *, verbose: int) -> list[str]:
     return lines + next_lines(report, verbose=verbose)
 
 
-def verified_lines(verdict: Verdict, *, verbose: int) -> list[str]:
-    """Says the verdict of a file that was made in two lines, or with all that was measured."""
+def verified_lines(verdict: Verdict, *, verbose: int, asked: str = "") -> list[str]:
+    """Says the verdict of a file that was made in two lines, or with all that was measured.
+
+    Args:
+        verdict: Of the file.
+        verbose: Whether all is told.
+        asked: As for :func:`verdict_line`.
+    """
     head = "" if verdict.status == "unverified" else "verified: "
-    if verbose:
-        return [f"{head}{verdict_line(verdict)}", *verdict_lines(verdict)[1:]]
-    return [f"{head}{verdict_line(verdict)}", *verdict_rest(verdict)]
+    rest = verdict_lines(verdict)[1:] if verbose else verdict_rest(verdict)
+    return [f"{head}{verdict_line(verdict, asked=asked)}", *rest]
 
 
 def _headline(report: Report) -> str:

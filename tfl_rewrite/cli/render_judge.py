@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tfl_rewrite.cli.text import table
+from tfl_rewrite.errors import percent
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.layers import Blame, Layer
@@ -52,8 +53,13 @@ def _samples(found: Verdict | Blame) -> str:
     return f"{found.sample_count} {found.sample_source} sample{'' if found.sample_count == 1 else 's'}"
 
 
-def verdict_line(verdict: Verdict) -> str:
-    """Says in one line whether the outputs agree, on what, and which of them is furthest off."""
+def verdict_line(verdict: Verdict, *, asked: str = "") -> str:
+    """Says in one line whether the outputs agree, on what, and which of them is furthest off.
+
+    Args:
+        verdict: That is told.
+        asked: What was asked of the file, where that says nothing of how much outputs may differ.
+    """
     head = _head(verdict)
     if verdict.reasons:
         more = len(verdict.reasons) - _REASONS
@@ -66,11 +72,14 @@ def verdict_line(verdict: Verdict) -> str:
     count = "the output" if len(heard) == 1 else f"all {len(heard)} outputs"
     if all(output.bit_exact for output in heard):
         return f"{head}: {count} {'is' if len(heard) == 1 else 'are'} equal to the bit on {samples}{apart}"
+    if asked:
+        kept = f"the file keeps what was asked for ({asked})"
+        return f"{head}: {kept} on {samples}{apart}; {_furthest(heard, 'the output')}"
     agree = "agrees" if len(heard) == 1 else "agree"
     return f"{head}: {count} {agree} on {samples}{apart}; {_furthest(heard)}"
 
 
-def _furthest(outputs: Sequence[OutputComparison]) -> str:
+def _furthest(outputs: Sequence[OutputComparison], alone: str = "it") -> str:
     """Names the output that differs most and by how much, in words and as the ratio."""
     worst = min(
         (output for output in outputs if not output.bit_exact),
@@ -78,8 +87,7 @@ def _furthest(outputs: Sequence[OutputComparison]) -> str:
     )
     parts = []
     if worst.snr_db is not None and math.isfinite(worst.snr_db):
-        share = 100 * 10 ** (-worst.snr_db / 20)
-        told = f"{share:.2g} %" if share >= 0.001 else "less than 0.001 %"
+        told = percent(10 ** (-worst.snr_db / 20))
         parts.append(f"is off by {told} of its size (SNR {worst.snr_db:.1f} dB)")
     elif worst.max_abs_error is not None:
         steps = " steps" if worst.unit == "steps" else ""
@@ -89,7 +97,7 @@ def _furthest(outputs: Sequence[OutputComparison]) -> str:
     shares = worst.tally is not None and worst.tally.rows.are_shares
     if worst.argmax_agreement is not None and shares:
         parts.append(f"has the same largest score in {worst.argmax_agreement:.1%} of rows")
-    one = "it" if len(outputs) == 1 else f"the furthest, {worst.label},"
+    one = alone if len(outputs) == 1 else f"the furthest, {worst.label},"
     return f"{one} {' and '.join(parts) or 'differs'}"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfl_rewrite.errors import percent
 from tfl_rewrite.interpreter.child import load_array, save_array
 from tfl_rewrite.interpreter.interface import Array, EntryPoint, Interface, TensorFacts, quoted
 from tfl_rewrite.judge.tally import is_real, real_pieces
@@ -121,7 +122,7 @@ def beyond(listed: Path, ours: Interface, theirs: Interface) -> list[str]:
         low, high = _held(other.inputs[position])
         what = f"{quoted(entry.inputs[position].name)} of {entry.label}"
         notes.append(
-            f"{100 * clipped / total:.2g} % of the values of input {what} lie beyond what"
+            f"{percent(clipped / total)} of the values of input {what} lie beyond what"
             f" {other.inputs[position].dtype} holds in the rewritten file ({low:.4g} to {high:.4g})"
         )
     return notes

@@ -312,7 +312,7 @@ class Goal(JsonData):
         if self.min_agreement is not None:
             words.append(f"argmax agreement of {self.min_agreement:.2%}")
         if self.min_metric is not None:
-            words.append(f"metric of {self.min_metric:g}")
+            words.append(f"metric {self.metric} of at least {self.min_metric:g}")
         if self.max_nbytes is not None:
             words.append(f"at most {self.max_nbytes:,} bytes")
         return ", ".join(words)

@@ -104,6 +104,11 @@ class Figures(JsonData):
         return _doubt(item, strict=self.strict) if self.hidden_sure is None else 0.0
 
 
+def figure(value: float | None) -> str:
+    """Returns the user's own figure for people."""
+    return "unknown" if value is None else "NaN" if math.isnan(value) else f"{value:g}"
+
+
 def _doubt(item: OutputComparison, *, strict: bool) -> float:
     """How much of a ratio may be chance, in dB; strictly, no less than what so few samples are known to hide.
 

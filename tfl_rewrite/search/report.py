@@ -17,18 +17,17 @@ from tfl_rewrite.errors import UsageError, VerificationError
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.graph import Graph
-from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, shown
 from tfl_rewrite.options.patterns import MOST_CHARACTERS, exact
-from tfl_rewrite.passes.remove_dead import names_nbytes
 from tfl_rewrite.passes.simplify import Simplify
 from tfl_rewrite.pipeline.report import Plan, Report
 from tfl_rewrite.search.goals import FLOATS, Goal
+from tfl_rewrite.search.holdout_judge import figure
 from tfl_rewrite.search.integers import Integers, Tried
 from tfl_rewrite.search.search import snr_of
 from tfl_rewrite.search.session import Session
-from tfl_rewrite.search.settle import caveats
-from tfl_rewrite.search.standing import Step
+from tfl_rewrite.search.settle import caveats, names_note
+from tfl_rewrite.search.standing import Step, metric_of_original
 from tfl_rewrite.search.trials import Measured
 from tfl_rewrite.search.units import Unit, encodings_of
 from tfl_rewrite.weights.candidates import LEAST_ELEMENTS
@@ -48,6 +47,9 @@ class ShrinkReport(JsonData):
         proven: The published file on inputs that were held out.
         proven_snr: Lowest SNR of it there in dB, before a last SOFTMAX and the like as well.
         proven_sure: The same less what may be chance.
+        proven_metric: The user's own figure there, if there is one; that of the search is in ``promised``.
+        original_metric: That of the original against itself, on the inputs of the search; where no file
+            keeps the budget the lower one, of those and of what judges.
         curve: Every whole file that was measured; see :attr:`pareto`.
         units: The constants and their options.
         split: Which inputs were used for what.
@@ -66,6 +68,8 @@ class ShrinkReport(JsonData):
     proven: Verdict | None
     proven_snr: float | None = field(metadata=shown("proven_snr_db", made=finite(3)))
     proven_sure: float | None = field(metadata=shown("proven_sure_snr_db", made=finite(3)))
+    proven_metric: float | None = None
+    original_metric: float | None = None
     split: Split = field(
         metadata=shown(merged=True, made=lambda split: {"held_out": split.held_out, "inputs": split.text})
     )
@@ -81,16 +85,27 @@ class ShrinkReport(JsonData):
     @property
     def missed(self) -> str:
         """That no file keeps the budget, and what hindered those with integers: it may be something else."""
+        if self._is_beyond:
+            least, found = self.goal.min_metric, figure(self.original_metric)
+            return f"the original itself has {found} by metric {self.goal.metric}, not {least:g} or more"
         why = [f"; {item.activations}: {item.reason}" for item in self.tried if item.activations != FLOATS]
         return f"no file was found within the budget ({self.goal.text()}){''.join(why)}"
 
     @property
     def remedy(self) -> str:
         """What may help where no file keeps the budget."""
+        if self._is_beyond:
+            return "lower --min-metric, or mend the metric: larger is to be better"
         ways = ["give more time with --time-limit"] if self.ended_in is not None else []
         if any(item.choice or item.activations for item in self.pareto):
             ways.append("choose a point of the table")
         return ", ".join([*ways, "or another budget"]) if ways else "choose another budget"
+
+    @property
+    def _is_beyond(self) -> bool:
+        """Whether not even the original keeps the bound on the user's own figure."""
+        found, least = self.original_metric, self.goal.min_metric
+        return found is not None and least is not None and not found >= least
 
     @property
     @computed("expected_snr_db", made=finite(3), after="goal")
@@ -231,6 +246,8 @@ def report_of(
         proven=found.proven.verdict if found.proven is not None else None,
         proven_snr=found.proven.snr if found.proven is not None else None,
         proven_sure=found.proven.sure if found.proven is not None else None,
+        proven_metric=found.proven.metric if found.proven is not None else None,
+        original_metric=metric_of_original(opened.trials, opened.judge, found),
         curve=tuple(curve),
         units=() if best.search is None else tuple(best.search.units),
         split=opened.split,
@@ -380,15 +397,3 @@ def _bars(report: ShrinkReport, units: Any, axes: Any) -> None:
     axes.bar_label(bars, labels, fontsize=6, padding=2)
     axes.set_xlabel("bytes in the file")
     axes.margins(x=0.25)
-
-
-_MANY_NAMES = 0.02
-"""Of a file, what names may take that nothing refers to before a note says so."""
-
-
-def names_note(model: Model, goal: Goal, made: Measured | None) -> list[str]:
-    """Returns a note where much of what was made are names that could be left out; else nothing."""
-    nbytes = 0 if made is None or "names" in ",".join(goal.strip) else names_nbytes(model)
-    if made is None or nbytes <= _MANY_NAMES * made.nbytes:
-        return []
-    return [f"names of tensors inside take about {nbytes:,} bytes; --strip names leaves them out"]

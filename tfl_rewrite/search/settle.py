@@ -11,7 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tfl_rewrite.model.ir import Model
 from tfl_rewrite.options.frozen import slotted
+from tfl_rewrite.passes.remove_dead import names_nbytes
 from tfl_rewrite.search.clock import TimeIsUp
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import HoldoutJudge
@@ -362,3 +364,15 @@ def _proven(
     note = "weights rounded one after the other, each behind those before it"
     notes = (*(text for text in settled.notes if text != note), note)
     return replace(settled, promised=made, proven=judged, notes=notes), missing
+
+
+_MANY_NAMES = 0.02
+"""Of a file, what names may take that nothing refers to before a note says so."""
+
+
+def names_note(model: Model, goal: Goal, made: Measured | None) -> list[str]:
+    """Returns a note where much of what was made are names that could be left out; else nothing."""
+    nbytes = 0 if made is None or "names" in ",".join(goal.strip) else names_nbytes(model)
+    if made is None or nbytes <= _MANY_NAMES * made.nbytes:
+        return []
+    return [f"names of tensors inside take about {nbytes:,} bytes; --strip names leaves them out"]

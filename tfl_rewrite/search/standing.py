@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -71,6 +71,24 @@ def finished(trials: Trials, made: Measured) -> Measured:
     nbytes = trials.finish(made)
     # While searching, sizes may be sums over constants.
     return replace(made, nbytes=nbytes, cost=float(nbytes) if made.cost == made.nbytes else made.cost)
+
+
+def metric_of_original(trials: Trials, judge: Callable[[], HoldoutJudge], found: Found) -> float | None:
+    """Returns the user's own figure of the original against itself, if there is one.
+
+    Args:
+        trials: Has measured it on the inputs of the search.
+        judge: Makes what judges; asked as well where nothing was found, for the lower figure counts then.
+        found: What the search came to.
+    """
+    first = trials.measure({})
+    if first.metric is None or found.promised is not None:
+        return first.metric
+    with judge() as judging:
+        trials.finish(first)
+        other = judging.evaluate(trials.path).metric
+    known = [first.metric, *([] if other is None else [other])]
+    return min(known, key=lambda value: -math.inf if math.isnan(value) else value)
 
 
 @slotted(eq=False)

@@ -20,6 +20,7 @@ from tfl_rewrite.errors import UsageError
 from tfl_rewrite.options.option import made_with
 from tfl_rewrite.pipeline.report import Plan
 from tfl_rewrite.search.goals import FLOATS, Goal
+from tfl_rewrite.search.holdout_judge import figure
 from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport, check_installed, draw
 from tfl_rewrite.search.shrink import search_and_publish
 from tfl_rewrite.work import working
@@ -95,7 +96,8 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     if verbose or found is None:
         lines += _curve(report)
     if report.proven is not None:
-        lines += verified_lines(report.proven, verbose=verbose)
+        lines += verified_lines(report.proven, verbose=verbose, asked=_asked(report.goal))
+    lines += _metric(report)
     if report.promised_snr is not None:
         lines.append(_promise(report))
     elif found and report.proven and report.proven.cause == "nothing":
@@ -108,6 +110,24 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     if report.report is not None:
         lines += next_lines(report.report, verbose=verbose, less=_less(report.goal))
     return lines
+
+
+def _asked(goal: Goal) -> str:
+    """Returns what was asked for, where that says nothing of how much outputs may differ."""
+    return goal.text() if goal.min_snr is None and goal.max_error is None else ""
+
+
+def _metric(report: ShrinkReport) -> list[str]:
+    """Tells the user's own figure of the file, where there is one."""
+    goal, found = report.goal, report.promised
+    if goal.min_metric is None or found is None:
+        return []
+    told = f"{figure(report.proven_metric)} on {report.split.judges}"
+    if report.split.held_out:
+        told += f", {figure(found.metric)} on those of the search"
+    asked = f"at least {goal.min_metric:g} was asked for"
+    original = f"the original has {figure(report.original_metric)}"
+    return [f"metric {safe(goal.metric or '')}: {told}; {asked}; {original}"]
 
 
 def _less(goal: Goal) -> str:
@@ -160,6 +180,7 @@ def _curve(report: ShrinkReport) -> list[str]:
         if item.deflated:
             size += f" ({item.deflated:,} deflated)"
         kind = f"  {item.activations}" if item.activations else ""
+        kind += f"  metric {figure(item.metric)}" if item.metric is not None else ""
         lines.append(f"  {size}  {_snr(item.snr):>9s}{kind}{mark}")
     return lines
 
@@ -194,7 +215,7 @@ def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkRep
                 "nbytes": item.nbytes,
                 "deflated": item.deflated or None,
                 "snr_db": item.snr if item.snr is not None and math.isfinite(item.snr) else None,
-                "metric": item.metric,
+                "metric": item.metric if item.metric is not None and math.isfinite(item.metric) else None,
                 "activations": item.activations or FLOATS,
                 "chosen": report.is_chosen(item),
             }
