@@ -193,7 +193,15 @@ def test_an_interrupt_tells_what_stays(
     assert capsys.readouterr().err == f"tfl-rewrite: error: terminated; nothing was written{but}\n"
 
 
-@pytest.mark.parametrize(("words", "limit"), [((), 480), (("--time-limit", "none"), None)])
+@pytest.mark.parametrize(
+    ("words", "limit"),
+    [
+        ((), 480),
+        (("--time-limit", "none"), None),
+        (("--time-limit", "1e12"), None),
+        (("--time-limit", "1e-12"), 1e-12),
+    ],
+)
 def test_no_time_limit_is_written_as_none(words: tuple[str, ...], limit: float | None) -> None:
     given = ["shrink", "IN", "OUT", "--min-snr", "30", *words]
     assert goal_of(parser("0", given).parse_args(given)).time_limit == limit
@@ -281,8 +289,22 @@ def test_a_pattern_that_matches_nothing_is_named(fixtures: Path, tmp_path: Path)
     ("words", "said"),
     [
         (("--time-limit", "0"), "argument --time-limit: '0' is no number of seconds above 0, and not none"),
-        (("--min-agreement", "0"), "argument --min-agreement: '0' is no share above 0, such as 0.99"),
-        (("--min-agreement", "2"), "argument --min-agreement: SHARE is 2.0; give 0 or more, 1 at most"),
+        (
+            ("--min-agreement", "0"),
+            "argument --min-agreement: '0' is no share above 0, 1 at most, such as 0.99",
+        ),
+        (
+            ("--min-agreement", "2"),
+            "argument --min-agreement: '2' is no share above 0, 1 at most, such as 0.99",
+        ),
+        (
+            ("--time-limit", "inf"),
+            "argument --time-limit: 'inf' is no number of seconds above 0, and not none",
+        ),
+        (
+            ("--codec", "zstd"),
+            "--codec zstd has no use here: only downloads are compressed; give --objective",
+        ),
         (("--min-snr", "5000"), "argument --min-snr: DB is 5000.0"),
         (("--max-size", "ten"), "argument --max-size: 'ten' is not a number of bytes"),
         (("--objective", "fil"), "argument --objective: 'fil' is unknown; did you mean 'file'?"),

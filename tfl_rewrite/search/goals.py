@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -56,26 +57,28 @@ def _encodings(value: object) -> tuple[str, ...]:
 _ENCODINGS = Kind(_encodings, _encodings)
 
 _NO_LIMIT = 1e9
-"""So many seconds are no limit; written as ``none``."""
+"""So many seconds and more are no limit; written as ``none``."""
 
 
-def _above_0(value: object, what: str) -> float:
-    """Returns a number; raises a ValueError that says what it is not."""
+def _above_0(value: object, what: str, most: float) -> float:
+    """Returns a number above 0, at most so large; raises a ValueError that says what it is not."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         found = math.nan
-    if found > 0:
+    if 0 < found <= most:
         return found
     raise ValueError(f"is no {what}")
 
 
 def _seconds(value: object) -> float:
-    return _NO_LIMIT if value == "none" else _above_0(value, "number of seconds above 0, and not none")
+    if value == "none":
+        return _NO_LIMIT
+    return min(_above_0(value, "number of seconds above 0, and not none", sys.float_info.max), _NO_LIMIT)
 
 
 def _share(value: object) -> float:
-    return _above_0(value, "share above 0, such as 0.99")
+    return _above_0(value, "share above 0, 1 at most, such as 0.99", 1.0)
 
 
 _SECONDS, _SHARE = Kind(_seconds, _seconds), Kind(_share, _share)
@@ -131,7 +134,6 @@ class Goal(JsonData):
         "least share of samples whose largest element is the same, of every output of scores, such as 0.99",
         metavar="SHARE",
         kind=_SHARE,
-        bounds=(0, 1),
     )
     metric: str | None = left_out(
         option(
@@ -195,7 +197,6 @@ class Goal(JsonData):
             "each time",
             metavar="S",
             kind=_SECONDS,
-            bounds=(1e-9, _NO_LIMIT),
         )
     )
     strip: tuple[str, ...] = left_out(option((), STRIP, kind=STRIPS, metavar="WHAT,..."))
@@ -215,7 +216,8 @@ class Goal(JsonData):
         """Refuses budgets that cannot be.
 
         Raises:
-            UsageError: Nothing is given, a metric without its bound, or a value is out of its range.
+            UsageError: Nothing is given, a metric without its bound, a codec without downloads, or a value is
+                out of its range.
         """
         check_options(self)
         if self.time_limit == _NO_LIMIT:
@@ -223,6 +225,11 @@ class Goal(JsonData):
         if (self.min_metric is None) != (self.metric is None):
             raise UsageError(
                 "a metric and its bound go together", remedy="give both --metric and --min-metric"
+            )
+        if self.codec is not Codec.DEFLATE and self.objective is not Objective.DOWNLOAD:
+            raise UsageError(
+                f"--codec {self.codec.value} has no use here: only downloads are compressed",
+                remedy="give --objective download, or leave out --codec",
             )
         if not self.bounds_error and self.max_nbytes is None:
             raise UsageError(
