@@ -108,6 +108,7 @@ def test_a_folder_is_told_what_to_name(
             "argument --min-snr: has no use here: CompiledModel",
         ),
         (("join", "--samples", 2), "argument --samples: has no use here: parts"),
+        (("join", "--sha256", "zz"), "argument --sha256: 'zz' is no SHA-256 of 64 hex digits"),
     ],
 )
 def test_how_to_judge_what_is_not_judged(

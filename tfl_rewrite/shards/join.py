@@ -308,10 +308,9 @@ def manifests_of(source: Source, name: str, where: str, options: JoinOptions) ->
             remedy = "leave --base away; 'tfl-rewrite shard --progressive' makes one"
             raise UsageError("has no base", file=where, remedy=remedy)
         manifest = manifest.base
-    sha256 = options.sha256
-    if sha256 is not None and sha256.strip().lower() != manifest.sha256:
+    if options.sha256 not in (None, manifest.sha256):
         raise UsageError(
-            f"is of a model with the SHA-256 {manifest.sha256}, not {sha256[:80]}",
+            f"is of a model with the SHA-256 {manifest.sha256}, not {options.sha256}",
             file=where,
             remedy="it is another version, or it was tampered with",
         )

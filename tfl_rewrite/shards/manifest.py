@@ -368,6 +368,18 @@ def count_in(row: dict[str, Any], name: str, most: int, where: str) -> int:
     return value
 
 
+def digest_of(value: object) -> str:
+    """Returns a SHA-256 that somebody gave, in lower case.
+
+    Raises:
+        ValueError: It is none.
+    """
+    text = str(value).strip().lower()
+    if not _SHA256.fullmatch(text):
+        raise ValueError("is no SHA-256 of 64 hex digits")
+    return text
+
+
 def digest_in(row: dict[str, Any], name: str, where: str) -> str:
     """Returns a SHA-256 that an object has.
 

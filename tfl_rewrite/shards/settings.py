@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tfl_rewrite.errors import UnsupportedError, UsageError, VerificationError
 from tfl_rewrite.files.container import Container
 from tfl_rewrite.options.json_data import JsonData
-from tfl_rewrite.options.option import NBYTES, check_options, option
-from tfl_rewrite.shards.manifest import MAX_PART, Manifest, Part, sha256_of
+from tfl_rewrite.options.option import NBYTES, Kind, check_options, option
+from tfl_rewrite.shards.manifest import MAX_PART, Manifest, Part, digest_of, sha256_of
 
 if TYPE_CHECKING:
     from tfl_rewrite.judge.verdict import Verdict
@@ -121,7 +121,9 @@ class JoinOptions:
     """
 
     base: bool = option(False, "make the base alone, of a model from 'shard --progressive'")
-    sha256: str | None = option(None, "refuse a manifest of any other model", metavar="HEX")
+    sha256: str | None = option(
+        None, "refuse a manifest of any other model", kind=Kind(digest_of, digest_of), metavar="HEX"
+    )
     allow_private: bool = option(False, "connect to private and loopback addresses too")
     dry_run: bool = option(False, "do everything but the write")
     force: bool = option(False, "overwrite an existing OUT or report")
