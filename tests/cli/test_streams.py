@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from tfl_rewrite import load, save
+from tfl_rewrite.cli import main
 from tfl_rewrite.cli.render import decibels, safe, size, table
 from tfl_rewrite.model.blob import OwnedBlob
 from tfl_rewrite.model.ir import (
@@ -158,6 +161,32 @@ def test_stdout_is_full(dense: Path) -> None:
     assert done.returncode == 2 and b"standard output" in done.stderr and b"Traceback" not in done.stderr
 
 
+class Full(io.StringIO):
+    """A standard output that takes nothing."""
+
+    spare: int
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fileno(self) -> int:
+        return self.spare
+
+
+@pytest.mark.parametrize("words", [["--help"], ["shrink", "--help"], ["help", "shrink"], ["--version"]])
+def test_a_help_that_cannot_be_printed_is_no_help(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = Full()
+    with open(tmp_path / "spare", "wb") as file:
+        full.spare = file.fileno()
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(words) == 2
+    assert capsys.readouterr().err == (
+        "tfl-rewrite: error: standard output: cannot write: No space left on device\n"
+    )
+
+
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 
 
@@ -218,6 +247,11 @@ def test_stderr_is_full(dense: Path, out: Path) -> None:
         ["run", "IN", "OUT", "--pass", "no such " * 4000],
         ["batch", "no/*" + "y" * 20_000, "--out", "OUT", "--pass", "dedup"],
         ["x y" * 5000],
+        # Longer than the name of a file can be.
+        ["batch", "y" * 300, "--out", "OUT", "--pass", "dedup"],
+        ["verify", "IN", "IN", "--inputs", "y" * 300],
+        ["shard", "IN", "y" * 300],
+        ["split", "IN", "y" * 300],
     ],
 )
 def test_an_error_repeats_little_of_an_argument(

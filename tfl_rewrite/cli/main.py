@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -10,7 +11,7 @@ import threading
 import warnings
 
 from tfl_rewrite import __version__
-from tfl_rewrite.errors import FormatError, TflRewriteError, UsageError
+from tfl_rewrite.errors import FileAccessError, FormatError, TflRewriteError, UsageError
 
 # All else is loaded where it is needed: it takes longer than Python itself, and --version needs none of it.
 TYPE_CHECKING = False
@@ -41,9 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code of DESIGN's contract: 0, 2, 3, 4, 5, 129, 130, 143; 1 never on purpose.
     """
     if list(sys.argv[1:] if argv is None else argv) == ["--version"]:
-        if sys.stdout is not None:
+        # What cannot be written goes the long way, where that is told.
+        with contextlib.suppress(OSError, AttributeError):
             sys.stdout.write(f"{VERSION}\n")
-        raise SystemExit(0)
+            sys.stdout.flush()
+            raise SystemExit(0)
     thresholds = gc.get_threshold()
     gc.set_threshold(_ALLOCATIONS)
     try:
@@ -87,6 +90,11 @@ def _main(argv: Sequence[str] | None) -> int:
         return _failed(error, given, arguments)
     except KeyboardInterrupt as stop:
         return _stopped(stop, arguments)
+    except OSError as error:
+        # Such as of a name that is longer than any can be.
+        if error.filename is None or (arguments is not None and arguments.verbose > 1):
+            raise
+        return _failed(FileAccessError(f"{error.strerror}", file=error.filename), given, arguments)
     except RecursionError:
         return _failed(FormatError("the file nests too deep"), given, arguments)
     except MemoryError:

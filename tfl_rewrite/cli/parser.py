@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tfl_rewrite.cli.commands.rows import COMMANDS, commands_of_passes
 from tfl_rewrite.cli.options import Argument, Command
+from tfl_rewrite.cli.text import print_lines
 from tfl_rewrite.errors import UsageError, near_names
 
 _EXAMPLES = "examples:"
@@ -16,10 +18,10 @@ BY_NAME = {command.name: command for command in COMMANDS}
 
 EXIT_CODES = (
     "Exit codes: 0 done, or nothing to do; 2 usage, or a file cannot be read or written; 3 refused as "
-    "unsupported; 4 a judgement failed: outputs differ beyond the tolerance, no file that keeps the budget "
-    "is as small as was asked for, or doctor found an error; 5 the input is damaged or unsound; 130 "
-    "interrupted (143 by SIGTERM, 129 by SIGHUP). No model is written unless it is 0; batch keeps the files "
-    "that are done."
+    "unsupported, or UNVERIFIED or not proven where --verify require or verify --require asks for that; 4 a "
+    "judgement failed: outputs differ beyond the tolerance, no file that keeps the budget is as small as was "
+    "asked for, or doctor found an error; 5 the input is damaged or unsound; 130 interrupted (143 by "
+    "SIGTERM, 129 by SIGHUP). No model is written unless it is 0; batch keeps the files that are done."
 )
 """What each means; 1 is never meant."""
 
@@ -99,6 +101,17 @@ class _Parser(argparse.ArgumentParser):
             self.prog = f"{self.prog} {command.name}"
             self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
         return arguments
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Prints a help text or the version; argparse itself would not say that it cannot.
+
+        Raises:
+            FileAccessError: Standard output is closed, or cannot be written.
+        """
+        if file is sys.stdout:
+            print_lines(message.splitlines(), plain=True)
+        else:
+            super()._print_message(message, file)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.dest == "command" and value not in BY_NAME:

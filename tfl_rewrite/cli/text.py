@@ -300,8 +300,12 @@ def show(
         warn(f"tfl-rewrite: the report could not be printed: {error}")
 
 
-def print_lines(lines: Sequence[str]) -> None:
+def print_lines(lines: Sequence[str], *, plain: bool = False) -> None:
     """Prints to standard output, whatever its encoding, and whether somebody still reads it or not.
+
+    Args:
+        lines: What to print.
+        plain: Whether nothing of it is to stand out.
 
     Raises:
         FileAccessError: It is closed, or cannot be written.
@@ -313,12 +317,12 @@ def print_lines(lines: Sequence[str]) -> None:
     text = shown("\n".join(lines) + "\n")
     # A terminal of another encoding shows what it can.
     encoding = sys.stdout.encoding or "utf-8"
-    plain = text.encode(encoding, "backslashreplace").decode(encoding)
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
-        if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-            _print_coloured(plain)
+        if not plain and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+            _print_coloured(text)
         else:
-            sys.stdout.write(plain)
+            sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         # Nothing more can be said there; without this, Python tries again at exit.
