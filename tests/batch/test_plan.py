@@ -43,6 +43,24 @@ def test_folders_below_the_start_of_a_pattern_are_kept(tree: Path) -> None:
     assert names("a/*.tflite") == ["one.tflite"]
 
 
+def test_names_that_look_like_patterns(tree: Path) -> None:
+    """What exists under that very name is meant where the pattern matches nothing."""
+    shutil.copytree(tree / "a", tree / "m [v1]" / "a")
+    odd = tree / "m [v1]" / "sp é[b]*.tflite"
+    shutil.copy(tree / "a/one.tflite", odd)
+    assert names(f"m [v1]/{odd.name}") == names(str(odd)) == [odd.name]
+    assert names("m [v1]/a/**/*.tflite") == ["b/two.tflite", "one.tflite"]
+    with pytest.raises(UsageError, match="is a folder"):
+        names("m [v1]")
+    shutil.copy(odd, tree / "m [v1]" / "sp éb-.tflite")
+    assert names(f"m [v1]/{odd.name}") == ["sp éb-.tflite"]
+    settings = f'[batch]\ninputs = ["{odd.name}", "a/one.tflite"]\nout = "made"\npasses = ["dedup"]\n'
+    skip = f'[[file]]\nmatch = "{odd.name}"\nskip = true\n'
+    (tree / "m [v1]" / "sp éb-.tflite").unlink()
+    assert [job.name for job in plan(configured(tree / "m [v1]", settings))] == ["a/one.tflite", odd.name]
+    assert [job.name for job in plan(configured(tree / "m [v1]", settings + skip))] == ["a/one.tflite"]
+
+
 def test_folders_below_what_plain_paths_share_are_kept(tree: Path) -> None:
     assert names("a/one.tflite", "c/one.tflite") == ["a/one.tflite", "c/one.tflite"]
     assert names("a/one.tflite") == ["one.tflite"]

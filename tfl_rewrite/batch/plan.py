@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
@@ -156,21 +157,23 @@ def _find(config: BatchConfig) -> tuple[list[tuple[Path, str]], int]:
         Each file once, with its path below the folder that its pattern starts from; and how many were left
         out.
     """
-    plain = [config.base / text for text in config.inputs if not any(char in text for char in _MAGIC)]
+    matched = {text: _matching(config.base, text) for text in config.inputs if _is_pattern(text)}
+    plain = []
+    for text in config.inputs:
+        path = config.base / text
+        if text not in matched or (not matched[text][1] and _type_of(path)):
+            plain.append(path)
     for path in plain:
-        if path.is_dir():
+        if _type_of(path) == stat.S_IFDIR:
             pattern = path / "**" / "*.tflite"
             raise UsageError("is a folder", file=path, remedy=f"name the files in it: '{pattern}'")
-        if not path.is_file():
+        if _type_of(path) != stat.S_IFREG:
             raise UsageError("no such file", file=path, remedy="check the path")
     roots = [_absolute(path).parent for path in plain]
     shared = Path(os.path.commonpath(roots)) if roots else Path()
     rows: list[tuple[Path, Path]] = [(path, shared) for path in plain]
-    for text in config.inputs:
-        if any(char in text for char in _MAGIC):
-            start = _absolute(config.base / _fixed(text))
-            matches = glob.glob(str(config.base / _plain(text)), recursive=True)  # noqa: PTH207
-            rows += [(Path(match), start) for match in matches]
+    for start, matches in matched.values():
+        rows += [(path, _absolute(start)) for path in matches]
     found: dict[Path, str] = {}
     inside: set[Path] = set()
     for path, start in rows:
@@ -195,20 +198,40 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
-def _fixed(text: str) -> Path:
-    """Returns the folder that a pattern starts from."""
-    parts: list[str] = []
-    for part in PurePath(text).parts[:-1]:
-        if any(char in part for char in _MAGIC):
+def _type_of(path: Path) -> int:
+    """Returns what is there, as ``stat.S_IFMT`` does; 0 for nothing, or where no name is so long."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError):
+        return 0
+
+
+def _is_pattern(text: str) -> bool:
+    return any(char in text for char in _MAGIC)
+
+
+def _matching(base: Path, text: str) -> tuple[Path, list[Path]]:
+    """Returns the folder that a pattern starts from, and what it matches.
+
+    Names of folders may look like a pattern: where nothing is matched, those that exist stand for themselves.
+    """
+    for literally in (False, True):
+        start, parts = base, list(_plain(text).parts)
+        while parts[1:] and (
+            not _is_pattern(parts[0]) or (literally and _type_of(start / parts[0]) == stat.S_IFDIR)
+        ):
+            start /= parts.pop(0)
+        found = glob.glob(str(PurePath(*parts)), root_dir=start, recursive=True)  # noqa: PTH207
+        if found:
             break
-        parts.append(part)
-    return Path(*parts)
+    return start, [start / name for name in found]
 
 
 def _settings(config: BatchConfig, name: str) -> Settings | None:
     settings = config.settings
     for item in config.overrides:
-        if fnmatch.fnmatchcase(name, item.match) or fnmatch.fnmatchcase(PurePath(name).name, item.match):
+        names = (name, PurePath(name).name)
+        if item.match in names or any(fnmatch.fnmatchcase(each, item.match) for each in names):
             if item.skip:
                 return None
             settings = settings.changed(item.values, f"settings for {item.match!r}")
