@@ -440,3 +440,25 @@ def test_a_bound_that_the_original_misses_is_told(fixtures: Path, tmp_path: Path
     assert failure.value.what == told and failure.value.remedy is not None
     assert failure.value.remedy.startswith("lower --min-metric") and "table" not in failure.value.remedy
     assert failure.value.report.to_dict()["original_metric"] == 0.0
+
+
+def test_a_download_is_told_by_what_its_codec_makes_of_it() -> None:
+    goal = Goal(min_snr=20.0, objective="download", codec="zstd")
+    made = replace(measured(27.0, 500, goal), deflated=300)
+    other = replace(measured(15.0, 400, goal), deflated=250)
+    # It was better where the search looked, and not where it was judged; one was not laid out.
+    refused = replace(measured(29.0, 510, goal), deflated=290)
+    floats = measured(90.0, 1000, goal)
+    figures = {"promised": made, "curve": (floats, refused, made, other), "compressed_before": 600}
+    found = reported(goal, **figures)
+    lines = lines_of(found, verbose=1)
+    head = "in -> out: 1,000 -> 500 bytes (50.0 %); compressed (zstd): 600 -> 300 bytes (50.0 %)"
+    assert lines[0] == lines_of(found, verbose=0)[0] == head
+    start = lines.index("size against error, on the inputs of the search:") + 1
+    assert [" ".join(line.split()) for line in lines[start : start + 3]] == [
+        "400 bytes (250 with zstd) 15.0 dB",
+        "510 bytes (290 with zstd) 29.0 dB",
+        "500 bytes (300 with zstd) 27.0 dB <- this one",
+    ]
+    assert not any("deflate" in line or "1,000 bytes (" in line for line in lines)
+    assert found.pareto == [other, refused]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from tfl_rewrite.search.clock import Clock, TimeIsUp
 from tfl_rewrite.search.goals import Goal
 from tfl_rewrite.search.holdout_judge import Figures
 from tfl_rewrite.search.settle import MOST_TRIES, Room, _room, caveats, in_order, settle
-from tfl_rewrite.search.standing import Found, metric_of_original
+from tfl_rewrite.search.standing import Found, finished, metric_of_original
 from tfl_rewrite.search.trials import Measured, Rounding
 from tfl_rewrite.weights.rounders import Effort
 
@@ -313,3 +314,12 @@ def test_where_nothing_was_found_the_lower_figure_of_the_original_counts(
     assert str(metric_of_original(trials, entered, Found())) == str(told)
     # The file's own are told elsewhere.
     assert str(metric_of_original(trials, entered, Found(original))) == str(first)
+
+
+def test_a_download_has_the_compressed_size_of_the_file_itself(tmp_path: Path) -> None:
+    goal = Goal(min_snr=30.0, objective="download")
+    (tmp_path / "made").write_bytes(bytes(1000))
+    trials: Any = SimpleNamespace(path=tmp_path / "made", goal=goal, finish=lambda _made: 1000)
+    # Halves of the inputs make others.
+    made = finished(trials, replace(measured(31.0, 990, goal), deflated=50))
+    assert (made.nbytes, made.deflated) == (1000, len(zlib.compress(bytes(1000), 9)))

@@ -351,6 +351,8 @@ def test_downloads_take_what_deflates_to_less(digits: tuple[Path, Judging, Path]
     written = len(zlib.compress((tmp_path / "out.tflite").read_bytes(), 9))
     assert report.promised.deflated == written == min(sizes)
     assert report.promised.deflated < report.promised.nbytes
+    chosen = [report.is_chosen(item) for item in report.table]
+    assert chosen.count(True) == 1 and len(chosen) > 2 and all(item.deflated for item in report.table)
 
 
 @pytest.mark.runtime

@@ -359,7 +359,7 @@ def _told(goal: Goal, item: Tried) -> str:
     assert item.cost is not None
     if goal.objective is Objective.LATENCY:
         return f"{1e3 * item.cost:.3f} ms a call and {item.nbytes:,} bytes"
-    what = {Objective.DOWNLOAD: " deflated", Objective.RAM: " of memory"}.get(goal.objective, "")
+    what = {Objective.DOWNLOAD: " compressed", Objective.RAM: " of memory"}.get(goal.objective, "")
     return f"{item.cost:,.0f} bytes{what}"
 
 

@@ -1,8 +1,7 @@
-"""What a search came to: its figures, the recipe of what was chosen, and a picture."""
+"""What a search came to: its figures, and the recipe of what was chosen."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tfl_rewrite.calibration.holdout import Split
-from tfl_rewrite.errors import UsageError, VerificationError
+from tfl_rewrite.errors import VerificationError
 from tfl_rewrite.files.source import Source
 from tfl_rewrite.judge.verdict import Verdict
 from tfl_rewrite.model.graph import Graph
@@ -21,14 +20,14 @@ from tfl_rewrite.options.json_data import LEFT_OUT, JsonData, computed, finite, 
 from tfl_rewrite.options.patterns import MOST_CHARACTERS, exact
 from tfl_rewrite.passes.simplify import Simplify
 from tfl_rewrite.pipeline.report import Plan, Report
-from tfl_rewrite.search.goals import FLOATS, Goal
+from tfl_rewrite.search.goals import FLOATS, Goal, Objective
 from tfl_rewrite.search.holdout_judge import figure
 from tfl_rewrite.search.integers import Integers, Tried
 from tfl_rewrite.search.search import snr_of
 from tfl_rewrite.search.session import Session
 from tfl_rewrite.search.settle import caveats, names_note
 from tfl_rewrite.search.standing import Step, metric_of_original
-from tfl_rewrite.search.trials import Measured
+from tfl_rewrite.search.trials import Measured, packed_nbytes
 from tfl_rewrite.search.units import Unit, encodings_of
 from tfl_rewrite.weights.candidates import LEAST_ELEMENTS
 from tfl_rewrite.weights.codes import Code
@@ -50,6 +49,8 @@ class ShrinkReport(JsonData):
         proven_metric: The user's own figure there, if there is one; that of the search is in ``promised``.
         original_metric: That of the original against itself, on the inputs of the search; where no file
             keeps the budget the lower one, of those and of what judges.
+        compressed_before: Size of the original as ``goal.codec`` compresses it, where downloads are to be
+            small; that of the file is in ``promised``.
         curve: Every whole file that was measured; see :attr:`pareto`.
         units: The constants and their options.
         split: Which inputs were used for what.
@@ -70,6 +71,7 @@ class ShrinkReport(JsonData):
     proven_sure: float | None = field(metadata=shown("proven_sure_snr_db", made=finite(3)))
     proven_metric: float | None = None
     original_metric: float | None = None
+    compressed_before: int | None = None
     split: Split = field(
         metadata=shown(merged=True, made=lambda split: {"held_out": split.held_out, "inputs": split.text})
     )
@@ -142,11 +144,33 @@ class ShrinkReport(JsonData):
     @computed(after="files")
     def pareto(self) -> list[Measured]:
         """The files than which none is both smaller and better, smallest first."""
+        return self._front(self.curve)
+
+    @property
+    def table(self) -> list[Measured]:
+        """The same with the file that was chosen: on inputs held out a smaller one may keep less."""
+        if self.promised is None:
+            return self.pareto
+        others = [item for item in self.curve if not self.is_chosen(item)]
+        best = [item for item in self._front([*others, self.promised]) if item is not self.promised]
+        return sorted([*best, self.promised], key=self._size)
+
+    def _front(self, items: Sequence[Measured]) -> list[Measured]:
         best: list[Measured] = []
-        for item in sorted(self.curve, key=lambda item: (item.nbytes, -snr_of(item))):
+        # Files on the way to a download that were not laid out have the size of others.
+        known = [item for item in items if item.deflated or not self.is_download]
+        for item in sorted(known, key=lambda item: (self._size(item), -snr_of(item))):
             if not best or snr_of(item) > snr_of(best[-1]):
                 best.append(item)
         return best
+
+    @property
+    def is_download(self) -> bool:
+        """Whether compressed bytes are what was to be small."""
+        return self.goal.objective is Objective.DOWNLOAD
+
+    def _size(self, item: Measured) -> int:
+        return item.deflated if self.is_download else item.nbytes
 
     def is_chosen(self, item: Measured) -> bool:
         """Whether a file that was measured is the one."""
@@ -223,6 +247,7 @@ def report_of(
     own = [note for item in tried if item.search is not None for note in item.search.notes]
     model = source.model()
     unmatched = unmatched_notes(goal.weights.selection, model, Graph.of(model))
+    is_download = goal.objective is Objective.DOWNLOAD
     kept = found.promised is not None and not (found.promised.choice or found.promised.activations)
     is_done = all(step.finished for step in steps)
     doubts = caveats(goal, found, best.curve, is_done=is_done, held_out=opened.split.held_out)
@@ -241,6 +266,7 @@ def report_of(
         source=source.path,
         target="" if plan.target is None else os.fspath(plan.target),
         nbytes_before=source.nbytes,
+        compressed_before=packed_nbytes(Path(source.path), goal.codec) if is_download else None,
         report=None,
         promised=found.promised,
         proven=found.proven.verdict if found.proven is not None else None,
@@ -321,79 +347,3 @@ def _is_text(name: str) -> bool:
 def _quoted(text: str) -> str:
     """Returns a basic string of TOML, whose escapes are those of JSON but for DEL."""
     return json.dumps(text).replace("\x7f", "\\u007f")
-
-
-_LARGEST = 40
-"""Constants with a bar of their own."""
-
-
-def check_installed() -> None:
-    """Raises a UsageError where the library that draws is missing."""
-    _matplotlib()
-
-
-def draw(report: ShrinkReport, kind: str) -> bytes:
-    """Draws the picture.
-
-    Args:
-        report: Of the search.
-        kind: ``svg`` or ``png``.
-
-    Returns:
-        The file's content.
-
-    Raises:
-        UsageError: The library that draws is not installed.
-    """
-    matplotlib = _matplotlib()
-    matplotlib.use("Agg")
-    # The same picture for the same figures.
-    matplotlib.rcParams["svg.hashsalt"] = "tfl-rewrite"
-    from matplotlib import pyplot
-
-    units = sorted(report.units, key=lambda unit: -unit.nbytes)[:_LARGEST]
-    figure, (above, below) = pyplot.subplots(
-        2, 1, figsize=(8, 4 + 0.22 * max(4, len(units))), height_ratios=[4, max(1.0, 0.22 * len(units))]
-    )
-    points = [item for item in report.pareto if item.snr is not None and math.isfinite(item.snr)]
-    above.plot([item.nbytes for item in points], [item.snr for item in points], "o-", label="measured")
-    above.axvline(report.nbytes_before, color="gray", linestyle=":", label="original")
-    if report.promised is not None and report.promised.snr is not None:
-        above.plot([report.promised.nbytes], [report.promised.snr], "r*", markersize=14, label="chosen")
-    above.set_xlabel("bytes")
-    above.set_ylabel("lowest SNR of an output, dB")
-    above.legend()
-    _bars(report, units, below)
-    figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    pyplot.close(figure)
-    return data.getvalue()
-
-
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError(
-            "a picture needs matplotlib", remedy="install it: pip install 'tfl-rewrite[plot]'"
-        ) from None
-    return matplotlib
-
-
-def _bars(report: ShrinkReport, units: Any, axes: Any) -> None:
-    chosen = report.encodings
-    names, sizes, labels = [], [], []
-    for unit in reversed(units):
-        encoding = chosen.get(unit.position)
-        option = next((item for item in unit.options if item.form == encoding), unit.kept)
-        # What a font has no sign for, or what would be read as a formula, is not for a label.
-        name = "".join(sign if sign.isprintable() and sign != "$" else "?" for sign in unit.name)
-        names.append(name[-40:])
-        sizes.append(option.nbytes)
-        labels.append(str(encoding or "kept"))
-    bars = axes.barh(range(len(names)), sizes)
-    axes.set_yticks(range(len(names)), names, fontsize=6)
-    axes.bar_label(bars, labels, fontsize=6, padding=2)
-    axes.set_xlabel("bytes in the file")
-    axes.margins(x=0.25)

@@ -304,12 +304,15 @@ def _all_tried(opened: Session) -> tuple[list[Tried], tuple[Step, ...]]:
         with opened.judge() as judge:
             coded = None if opened.wanted.grids is None else by_steps(opened, judge)
             standing = Standing(opened.trials, goal, judge, opened.clock, search.whole({}, Rounding.FITTED))
-            found = Anytime(opened, search, standing).run()
+            found, encodings = Anytime(opened, search, standing).run(), search
             if opened.wanted.grids is not None:
                 search, found = smallest_download(opened, (search, found), coded, judge)
         opened.clock.share = 1.0
         steps = tuple(standing.steps)
-        tried.append(of_floats(opened, search, found))
+        made = of_floats(opened, search, found)
+        # Whatever was taken, those are to be chosen from.
+        more = () if search is encodings else encodings.curve
+        tried.append(replace(made, curve=(*made.curve, *more)))
     if obstacle:
         tried += [Tried(activations=kind, reason=f"not tried: {obstacle}") for kind in INTEGERS]
     elif not alone:

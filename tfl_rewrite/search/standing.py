@@ -10,10 +10,10 @@ from statistics import median
 from tfl_rewrite.options.frozen import frozen, slotted
 from tfl_rewrite.options.json_data import JsonData, finite, shown
 from tfl_rewrite.search.clock import Clock, TimeIsUp
-from tfl_rewrite.search.goals import Goal
+from tfl_rewrite.search.goals import Goal, Objective
 from tfl_rewrite.search.holdout_judge import Figures, HoldoutJudge
 from tfl_rewrite.search.search import key_of, snr_of
-from tfl_rewrite.search.trials import Measured, Trials
+from tfl_rewrite.search.trials import Measured, Trials, packed_nbytes
 
 _SWEPT = 3
 """Files that were measured on the way, and are judged at the end of a step."""
@@ -67,8 +67,10 @@ class Step(JsonData):
 
 
 def finished(trials: Trials, made: Measured) -> Measured:
-    """Makes a file that was measured as it is to be published; returns it with its own size."""
-    nbytes = trials.finish(made)
+    """Makes a file that was measured as it is to be published; returns it with its own sizes."""
+    nbytes, goal = trials.finish(made), trials.goal
+    if goal.objective is Objective.DOWNLOAD:
+        made = replace(made, deflated=packed_nbytes(trials.path, goal.codec))
     # While searching, sizes may be sums over constants.
     return replace(made, nbytes=nbytes, cost=float(nbytes) if made.cost == made.nbytes else made.cost)
 

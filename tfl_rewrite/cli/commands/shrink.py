@@ -9,6 +9,7 @@ import io
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from tfl_rewrite.cli.commands.rows import PREFIX, SEARCH_SECONDS
 from tfl_rewrite.cli.files import SideFiles
@@ -21,7 +22,7 @@ from tfl_rewrite.options.option import made_with
 from tfl_rewrite.pipeline.report import Plan
 from tfl_rewrite.search.goals import FLOATS, Goal
 from tfl_rewrite.search.holdout_judge import figure
-from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport, check_installed, draw
+from tfl_rewrite.search.report import ShrinkFailed, ShrinkReport
 from tfl_rewrite.search.shrink import search_and_publish
 from tfl_rewrite.work import working
 
@@ -32,7 +33,7 @@ def shrink_file(arguments: argparse.Namespace) -> int:
     _check_ending(arguments.plot, "--plot", (".svg", ".png"))
     _check_ending(arguments.recipe_out, "--recipe-out", (".toml",))
     if arguments.plot is not None:
-        check_installed()
+        _check_installed()
     side = SideFiles(arguments)
     bar = Bar.of(arguments)
     try:
@@ -79,7 +80,7 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     if found is not None:
         share = found.nbytes / before if before else 1.0
         names = f"{safe(report.source)} -> {safe(report.target)}"
-        lines.append(f"{names}: {before:,} -> {found.nbytes:,} bytes ({100 * share:.1f} %)")
+        lines.append(f"{names}: {before:,} -> {found.nbytes:,} bytes ({100 * share:.1f} %){_packed(report)}")
         told = report.proven is not None and report.proven.cause != "nothing"
         if told and not report.units and not found.activations and len(report.curve) < 2:
             lines.append("no constant can be stored otherwise: nothing to do but what loses nothing")
@@ -110,6 +111,15 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
     if report.report is not None:
         lines += next_lines(report.report, verbose=verbose, less=_less(report.goal))
     return lines
+
+
+def _packed(report: ShrinkReport) -> str:
+    """Tells the compressed sizes where those were to be small."""
+    made, before = report.promised, report.compressed_before
+    if made is None or not made.deflated or not before:
+        return ""
+    share = 100 * made.deflated / before
+    return f"; compressed ({report.goal.codec.value}): {before:,} -> {made.deflated:,} bytes ({share:.1f} %)"
 
 
 def _asked(goal: Goal) -> str:
@@ -171,14 +181,14 @@ def _activations(report: ShrinkReport) -> list[str]:
 
 def _curve(report: ShrinkReport) -> list[str]:
     """Shows what else there is to choose; nothing where no file was measured."""
-    if not report.pareto:
+    if not report.table:
         return []
     lines = ["size against error, on the inputs of the search:"]
-    for item in report.pareto:
+    for item in report.table:
         mark = "  <- this one" if report.is_chosen(item) else ""
         size = f"{item.nbytes:>12,} bytes"
         if item.deflated:
-            size += f" ({item.deflated:,} deflated)"
+            size += f" ({item.deflated:,} with {report.goal.codec.value})"
         kind = f"  {item.activations}" if item.activations else ""
         kind += f"  metric {figure(item.metric)}" if item.metric is not None else ""
         lines.append(f"  {size}  {_snr(item.snr):>9s}{kind}{mark}")
@@ -219,7 +229,7 @@ def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkRep
                 "activations": item.activations or FLOATS,
                 "chosen": report.is_chosen(item),
             }
-            for item in report.pareto
+            for item in report.table
         ]
         if arguments.curve.endswith(".csv"):
             text = io.StringIO()
@@ -231,9 +241,85 @@ def _add_files(side: SideFiles, arguments: argparse.Namespace, report: ShrinkRep
             curve = {"schema": 1, "source": report.source, "points": rows}
             side.add_json(arguments.curve, lambda: curve)
     if arguments.plot is not None:
-        side.add(arguments.plot, draw(report, Path(arguments.plot).suffix[1:]))
+        side.add(arguments.plot, _draw(report, Path(arguments.plot).suffix[1:]))
 
 
 def _check_ending(path: str | None, option: str, endings: tuple[str, ...]) -> None:
     if path is not None and not path.endswith(endings):
         raise UsageError(f"{option} {path}", remedy=f"name a file that ends in {' or '.join(endings)}")
+
+
+_LARGEST = 40
+"""Constants with a bar of their own."""
+
+
+def _check_installed() -> None:
+    """Raises a UsageError where the library that draws is missing."""
+    _matplotlib()
+
+
+def _draw(report: ShrinkReport, kind: str) -> bytes:
+    """Draws the picture.
+
+    Args:
+        report: Of the search.
+        kind: ``svg`` or ``png``.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        UsageError: The library that draws is not installed.
+    """
+    matplotlib = _matplotlib()
+    matplotlib.use("Agg")
+    # The same picture for the same figures.
+    matplotlib.rcParams["svg.hashsalt"] = "tfl-rewrite"
+    from matplotlib import pyplot
+
+    units = sorted(report.units, key=lambda unit: -unit.nbytes)[:_LARGEST]
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(8, 4 + 0.22 * max(4, len(units))), height_ratios=[4, max(1.0, 0.22 * len(units))]
+    )
+    points = [item for item in report.pareto if item.snr is not None and math.isfinite(item.snr)]
+    above.plot([item.nbytes for item in points], [item.snr for item in points], "o-", label="measured")
+    above.axvline(report.nbytes_before, color="gray", linestyle=":", label="original")
+    if report.promised is not None and report.promised.snr is not None:
+        above.plot([report.promised.nbytes], [report.promised.snr], "r*", markersize=14, label="chosen")
+    above.set_xlabel("bytes")
+    above.set_ylabel("lowest SNR of an output, dB")
+    above.legend()
+    _bars(report, units, below)
+    figure.tight_layout()
+    data = io.BytesIO()
+    figure.savefig(data, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    pyplot.close(figure)
+    return data.getvalue()
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError(
+            "a picture needs matplotlib", remedy="install it: pip install 'tfl-rewrite[plot]'"
+        ) from None
+    return matplotlib
+
+
+def _bars(report: ShrinkReport, units: Any, axes: Any) -> None:
+    chosen = report.encodings
+    names, sizes, labels = [], [], []
+    for unit in reversed(units):
+        encoding = chosen.get(unit.position)
+        option = next((item for item in unit.options if item.form == encoding), unit.kept)
+        # What a font has no sign for, or what would be read as a formula, is not for a label.
+        name = "".join(sign if sign.isprintable() and sign != "$" else "?" for sign in unit.name)
+        names.append(name[-40:])
+        sizes.append(option.nbytes)
+        labels.append(str(encoding or "kept"))
+    bars = axes.barh(range(len(names)), sizes)
+    axes.set_yticks(range(len(names)), names, fontsize=6)
+    axes.bar_label(bars, labels, fontsize=6, padding=2)
+    axes.set_xlabel("bytes in the file")
+    axes.margins(x=0.25)
