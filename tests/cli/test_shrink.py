@@ -212,6 +212,7 @@ def test_nothing_to_choose_is_said_plainly(fixtures: Path, tmp_path: Path) -> No
     done = run(fixtures / "already_int8.tflite", tmp_path / "out.tflite", "--min-snr", "30")
     assert done.returncode == 0
     assert "no constant can be stored otherwise" in done.stdout and "constants:" not in done.stdout
+    assert "; 1 file was run" in done.stdout
     assert "SNR promised: exact (search exact, held-out inputs exact)" in done.stdout
 
 

@@ -84,7 +84,8 @@ def lines_of(report: ShrinkReport, *, verbose: int) -> list[str]:
         told = report.proven is not None and report.proven.cause != "nothing"
         if told and not report.units and not found.activations and len(report.curve) < 2:
             lines.append("no constant can be stored otherwise: nothing to do but what loses nothing")
-    lines.append(f"searched with {report.split.text}; {report.files} files were run")
+    ran = "1 file was run" if report.files == 1 else f"{report.files} files were run"
+    lines.append(f"searched with {report.split.text}; {ran}")
     lines += _steps(report, verbose=verbose)
     lines += _activations(report)
     if found is not None and report.units:
