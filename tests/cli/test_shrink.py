@@ -235,6 +235,20 @@ def test_nothing_is_promised_where_no_output_says_anything(tmp_path: Path) -> No
 
 
 @pytest.mark.runtime
+def test_integers_that_cannot_be_had_are_refused_first(tmp_path: Path) -> None:
+    net = Net()
+    made = net.dense(net.input("x", (1, 64)), net.weights("w", (64, 64)), "y")
+    for name in ("ABS", "NEG", "SQRT"):
+        made = net.add(name, [made], name.lower(), (1, 64))
+    net.output(made)
+    save(net.model, tmp_path / "in.tflite")
+    given = (tmp_path / "in.tflite", tmp_path / "out.tflite", "--min-snr", "30", *QUICK)
+    assert "weights stay as they are" in run(*given).stdout
+    done = run(*given, "--force", "--activations", "int8")
+    assert done.returncode == 2 and "integer activations need real inputs" in done.stderr
+
+
+@pytest.mark.runtime
 @pytest.mark.parametrize("objective", ["file", "download"])
 def test_weights_stay_where_nothing_can_be_compared(objective: str, fixtures: Path, tmp_path: Path) -> None:
     """Not even with itself: any noise would keep any bound."""

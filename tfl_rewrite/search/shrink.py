@@ -279,16 +279,16 @@ def _all_tried(opened: Session) -> tuple[list[Tried], tuple[Step, ...]]:
         UsageError: Integers alone were asked for, and there is nothing to calibrate them with.
     """
     goal = opened.wanted.goal
-    if goal.bounds_error and not _tells(opened.trials.measure({}).verdict):
-        with opened.judge() as judge:
-            kept = Standing(opened.trials, goal, judge, opened.clock, opened.trials.measure({})).found
-        return [replace(of_floats(opened, None, kept), chosen=True)], ()
     obstacle = "" if goal.activations == FLOATS else why_not(opened)
     if obstacle and goal.activations != ANY:
         raise UsageError(
             f"integer activations need real inputs: {obstacle}",
             remedy="give --inputs with a folder of pictures or sound, or a .npz; a few tens of samples",
         )
+    if goal.bounds_error and not _tells(opened.trials.measure({}).verdict):
+        with opened.judge() as judge:
+            kept = Standing(opened.trials, goal, judge, opened.clock, opened.trials.measure({})).found
+        return [replace(of_floats(opened, None, kept), chosen=True)], ()
     alone = obstacle or goal.activations == FLOATS
     tried: list[Tried] = []
     steps: tuple[Step, ...] = ()
